@@ -1,0 +1,15 @@
+//! Names, times, durations, backoff, problems: what every other module speaks in. Knows nothing else.
+
+mod backoff;
+mod clock;
+mod name;
+mod problem;
+mod suggest;
+mod units;
+
+pub use backoff::Backoff;
+pub use clock::Timestamp;
+pub use name::{InvalidName, Name};
+pub use problem::{Location, Problem, Problems, Severity, SourceText};
+pub use suggest::did_you_mean;
+pub use units::{ByteSize, Seconds, parse_duration};

@@ -1,0 +1,248 @@
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::fields::{FieldProblem, Fields};
+use super::{Probe, Restart, RestartMode, Stop};
+use crate::base::{ByteSize, Name};
+
+/// One service as the machine script wants it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ServiceSpec {
+    pub name: Name,
+    pub kind: Kind,
+    /// The program and its arguments, executed without a shell. Never empty.
+    pub command: Vec<String>,
+    /// Default: the machine directory.
+    pub cwd: Option<PathBuf>,
+    /// Added to the engine's own environment.
+    pub env: BTreeMap<String, String>,
+    pub needs: Vec<Need>,
+    /// Without a probe a service is ready as soon as its process runs.
+    pub ready: Option<Probe>,
+    pub restart: Restart,
+    pub stop: Stop,
+    /// The machine fails when the engine gives this service up.
+    pub critical: bool,
+    /// TCP ports it listens on: checked to be free before a start, and for clashes between services.
+    pub ports: Vec<u16>,
+    pub logs: LogLimits,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// Runs until it is stopped.
+    Service,
+    /// Runs once and is done.
+    Oneshot,
+    /// A oneshot that everything which is no setup waits for; its failure fails the boot.
+    Setup,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Need {
+    pub service: Name,
+    pub condition: Condition,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Condition {
+    Started,
+    Ready,
+    /// Only of a oneshot or setup: it has ended with success.
+    Completed,
+}
+
+/// Bounds of what is kept of a service's output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct LogLimits {
+    /// Bytes of recent lines in memory. Default 256 KiB.
+    pub ring: ByteSize,
+    /// Bytes on disk, over the current file and the one before it; 0 keeps no file. Default 16 MiB.
+    pub file: ByteSize,
+}
+
+impl Default for LogLimits {
+    fn default() -> Self {
+        Self { ring: ByteSize::kib(256), file: ByteSize::mib(16) }
+    }
+}
+
+impl ServiceSpec {
+    /// Reads the map at `index` of what `services(m)` returned.
+    pub fn read(index: usize, value: &Value) -> (Option<Self>, Vec<FieldProblem>) {
+        let mut fields = match Fields::new(format!("services[{index}]"), value) {
+            Ok(fields) => fields,
+            Err(problem) => return (None, vec![problem]),
+        };
+        let name = fields.required::<Name>("name");
+        if let Some(name) = &name {
+            fields.set_path(format!("service \"{name}\""));
+        }
+        let kind = fields.optional("kind").unwrap_or(Kind::Service);
+        let command = read_command(&mut fields);
+        let cwd = fields.optional("cwd");
+        let env = read_env(&mut fields);
+        let needs = read_needs(&mut fields);
+        let critical = fields.or_default("critical");
+        let ports = fields.or_default::<Vec<u16>>("ports");
+        if ports.contains(&0) {
+            fields.wrong("ports", "0 is no port");
+        }
+        let path = fields.path().to_owned();
+        let mut nested = Vec::new();
+        let mut ready = None;
+        if let Some(value) = fields.raw("ready") {
+            let (probe, problems) = Probe::read(format!("{path}, ready"), value);
+            nested.extend(problems);
+            ready = probe;
+        }
+        let default_mode = if kind == Kind::Service { RestartMode::Always } else { RestartMode::Never };
+        let mut restart = Restart::new(default_mode);
+        if let Some(value) = fields.raw("restart") {
+            let (read, problems) = Restart::read(path.clone(), value, default_mode);
+            nested.extend(problems);
+            restart = read;
+        }
+        let mut stop = Stop::default();
+        if let Some(value) = fields.raw("stop") {
+            let (read, problems) = Stop::read(path.clone(), value);
+            nested.extend(problems);
+            stop = read;
+        }
+        let mut logs = LogLimits::default();
+        if let Some(value) = fields.raw("logs") {
+            match Fields::new(format!("{path}, logs"), value) {
+                Err(problem) => nested.push(problem),
+                Ok(mut inner) => {
+                    logs.ring = inner.optional("ring").unwrap_or(logs.ring);
+                    logs.file = inner.optional("file").unwrap_or(logs.file);
+                    nested.extend(inner.finish());
+                }
+            }
+        }
+        if kind != Kind::Service {
+            if ready.is_some() {
+                fields.wrong("ready", "a oneshot or setup is never ready, it completes; leave \"ready\" out");
+            }
+            if restart.mode == RestartMode::Always {
+                fields.wrong("restart", "\"always\" would never let a oneshot or setup be done; use \"on_failure\"");
+            }
+        }
+        fields.report_all(nested);
+        let problems = fields.finish();
+        let spec = match (name, command) {
+            (Some(name), Some(command)) if problems.is_empty() => Some(Self {
+                name,
+                kind,
+                command,
+                cwd,
+                env,
+                needs,
+                ready,
+                restart,
+                stop,
+                critical,
+                ports,
+                logs,
+            }),
+            _ => None,
+        };
+        (spec, problems)
+    }
+}
+
+/// `command: "program"` with `args: [...]`, or `command: ["program", ...]`, or `shell: "text for /bin/sh"`.
+fn read_command(fields: &mut Fields<'_>) -> Option<Vec<String>> {
+    let args = fields.or_default::<Vec<String>>("args");
+    let shell = fields.optional::<String>("shell");
+    let command = match (fields.raw("command"), shell) {
+        (Some(_), Some(_)) => {
+            fields.wrong("shell", "\"command\" and \"shell\" exclude each other");
+            return None;
+        }
+        (None, None) => {
+            let problem = FieldProblem::new(fields.path(), "the key \"command\" is missing")
+                .help("write command: [\"program\", \"argument\"], or shell: \"text for /bin/sh\"");
+            fields.report(problem);
+            return None;
+        }
+        (None, Some(text)) => vec!["/bin/sh".to_owned(), "-c".to_owned(), text],
+        (Some(Value::String(program)), None) => vec![program.clone()],
+        (Some(Value::Array(_)), None) => fields.optional::<Vec<String>>("command")?,
+        (Some(_), None) => {
+            fields.wrong("command", "expected a program or [program, argument, ...]");
+            return None;
+        }
+    };
+    let argv: Vec<String> = command.into_iter().chain(args).collect();
+    if argv.first().is_none_or(String::is_empty) {
+        fields.wrong("command", "the program is empty");
+        return None;
+    }
+    if argv.iter().any(|argument| argument.contains('\0')) {
+        fields.wrong("command", "an argument holds a NUL byte");
+        return None;
+    }
+    Some(argv)
+}
+
+/// Numbers and booleans are written as text, as people expect of an environment.
+fn read_env(fields: &mut Fields<'_>) -> BTreeMap<String, String> {
+    let raw = fields.or_default::<BTreeMap<String, Value>>("env");
+    let mut env = BTreeMap::new();
+    for (key, value) in raw {
+        let text = match &value {
+            Value::String(text) => text.clone(),
+            Value::Number(number) => number.to_string(),
+            Value::Bool(flag) => flag.to_string(),
+            _ => {
+                fields.report(
+                    FieldProblem::new(fields.path(), format!("\"env\": {key:?} is neither text, number nor boolean"))
+                        .token(&key),
+                );
+                continue;
+            }
+        };
+        if key.is_empty() || key.contains(['=', '\0']) || text.contains('\0') {
+            fields.report(
+                FieldProblem::new(fields.path(), format!("\"env\": {key:?} cannot be put into an environment"))
+                    .token(&key),
+            );
+            continue;
+        }
+        env.insert(key, text);
+    }
+    env
+}
+
+/// `needs: ["db", "cache:started", "migrate:completed"]`; without a condition: ready, or completed for a oneshot (which
+/// is settled when the whole machine is known).
+fn read_needs(fields: &mut Fields<'_>) -> Vec<Need> {
+    let mut needs = Vec::new();
+    for text in fields.or_default::<Vec<String>>("needs") {
+        let (service, condition) = text.split_once(':').unwrap_or((&text, "ready"));
+        let condition = match condition {
+            "started" => Condition::Started,
+            "ready" => Condition::Ready,
+            "completed" => Condition::Completed,
+            other => {
+                fields.report(
+                    FieldProblem::new(fields.path(), format!("\"needs\": unknown condition {other:?}"))
+                        .token(&text)
+                        .help("write \"name\", \"name:started\", \"name:ready\" or \"name:completed\""),
+                );
+                continue;
+            }
+        };
+        match Name::new(service) {
+            Ok(service) => needs.push(Need { service, condition }),
+            Err(cause) => fields.wrong("needs", &cause.to_string()),
+        }
+    }
+    needs
+}

@@ -1,0 +1,13 @@
+//! What the outside sees of the engine: one type per observable event (log line, metric, entry in the event log), metric
+//! names, tracing set-up, and published state that readers take without asking anyone.
+
+mod event;
+mod event_log;
+pub mod metrics;
+mod published;
+mod tracing_setup;
+
+pub use event::{Event, Level, Observed};
+pub use event_log::{EventLog, EventLogReader, Lagged};
+pub use published::Published;
+pub use tracing_setup::{LogFormat, init_tracing};
