@@ -1,0 +1,144 @@
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio::sync::oneshot;
+
+use crate::base::{Name, Problems, Timestamp};
+use crate::queue::QueueStats;
+use crate::spec::Hardware;
+use crate::supervisor::ServiceStatus;
+use crate::worker::WorkerStatus;
+
+/// `/status`: everything about one machine, from published state only.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MachineStatus {
+    pub machine: MachineIdentity,
+    pub state: MachineState,
+    pub since: Timestamp,
+    /// Why it is in this state, for people.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub reason: Option<String>,
+    /// All start-up steps are done: the machine may serve.
+    pub started: bool,
+    pub startup: Vec<StartupStep>,
+    pub generation: GenerationStatus,
+    pub services: BTreeMap<Name, ServiceStatus>,
+    pub workers: BTreeMap<Name, WorkerStatus>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub queue: Option<QueueStats>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MachineIdentity {
+    pub id: Name,
+    #[serde(rename = "type")]
+    pub machine_type: Name,
+    pub pool: Name,
+    pub labels: BTreeMap<String, Value>,
+    /// Counts the lives of the engine on this state directory.
+    pub incarnation: u64,
+    pub version: String,
+    pub pid: u32,
+    pub started: Timestamp,
+    pub hardware: Hardware,
+}
+
+/// The states of MISSION E: `Starting` until the first time all is up; `Draining`, `Failed` and `Stopped` are left only
+/// forwards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MachineState {
+    Starting,
+    Healthy,
+    /// A service is down and being brought back, or was given up without being critical.
+    ServiceFailure,
+    /// The queue cannot be reached.
+    ConnectionLoss,
+    Draining,
+    Failed,
+    Stopped,
+}
+
+impl MachineState {
+    pub const ALL: [Self; 7] = [
+        Self::Starting,
+        Self::Healthy,
+        Self::ServiceFailure,
+        Self::ConnectionLoss,
+        Self::Draining,
+        Self::Failed,
+        Self::Stopped,
+    ];
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Healthy => "healthy",
+            Self::ServiceFailure => "service_failure",
+            Self::ConnectionLoss => "connection_loss",
+            Self::Draining => "draining",
+            Self::Failed => "failed",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+impl fmt::Display for MachineState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StartupStep {
+    pub name: String,
+    pub state: StepState,
+    /// Milliseconds from the engine's start to the step's.
+    pub begun_ms: u64,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub took_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub error: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StepState {
+    Running,
+    Done,
+    Failed,
+}
+
+/// Which version of the machine's files runs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GenerationStatus {
+    /// Counts committed generations of this life of the engine, from 1.
+    pub number: u64,
+    /// SHA-256 over all files of the program.
+    pub hash: String,
+    pub since: Timestamp,
+    pub files: Vec<String>,
+    /// The newest edit that was refused, until one is taken.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub rejection: Option<Rejection>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Rejection {
+    pub at: Timestamp,
+    pub problems: Problems,
+}
+
+/// What the HTTP API asks of the machine's event loop.
+#[derive(Debug)]
+pub enum Control {
+    /// Read the machine's files again now.
+    Reload(oneshot::Sender<ControlReply>),
+    /// Drain and exit.
+    Drain(oneshot::Sender<ControlReply>),
+}
+
+/// Done with a sentence for people, or refused with the problems.
+pub type ControlReply = Result<String, Problems>;

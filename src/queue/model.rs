@@ -1,0 +1,362 @@
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::base::{Backoff, Name, Seconds, Timestamp};
+use crate::spec::Requirement;
+
+/// A job's id: 1 to 128 characters of ASCII letters, digits, `.`, `_`, `:` and `-`.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct JobId(Arc<str>);
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("invalid job id {given:?}: an id has 1 to 128 ASCII letters, digits, '.', '_', ':' or '-'")]
+pub struct InvalidJobId {
+    given: String,
+}
+
+impl JobId {
+    /// # Errors
+    /// When `text` is no valid id.
+    pub fn new(text: &str) -> Result<Self, InvalidJobId> {
+        let valid_char = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | ':' | '-');
+        if (1..=128).contains(&text.len()) && text.chars().all(valid_char) {
+            Ok(Self(text.into()))
+        } else {
+            Err(InvalidJobId { given: text.chars().take(160).collect() })
+        }
+    }
+
+    /// A new id that sorts by the time of its making.
+    pub fn random() -> Self {
+        Self(uuid::Uuid::now_v7().to_string().into())
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl fmt::Debug for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+impl TryFrom<String> for JobId {
+    type Error = InvalidJobId;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        Self::new(&text)
+    }
+}
+
+impl From<JobId> for String {
+    fn from(id: JobId) -> Self {
+        id.0.as_ref().to_owned()
+    }
+}
+
+/// Higher runs first; -500 to 500, default 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[serde(try_from = "i32", into = "i32")]
+pub struct Priority(i16);
+
+impl Priority {
+    pub const MIN: i16 = -500;
+    pub const MAX: i16 = 500;
+
+    pub const fn get(self) -> i16 {
+        self.0
+    }
+}
+
+impl TryFrom<i32> for Priority {
+    type Error = String;
+    fn try_from(value: i32) -> Result<Self, Self::Error> {
+        i16::try_from(value)
+            .ok()
+            .filter(|value| (Self::MIN..=Self::MAX).contains(value))
+            .map(Self)
+            .ok_or_else(|| format!("invalid priority {value}: it lies between {} and {}", Self::MIN, Self::MAX))
+    }
+}
+
+impl From<Priority> for i32 {
+    fn from(priority: Priority) -> Self {
+        Self::from(priority.0)
+    }
+}
+
+/// What a submitter hands in. Only `service` is required.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Submission {
+    /// Default: a new random id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<JobId>,
+    /// Which kind of work it is, usually a connector's name.
+    pub service: Name,
+    /// What the connector is given. At most 1 MiB as JSON.
+    #[serde(default)]
+    pub payload: Value,
+    #[serde(default)]
+    pub requirement: Requirement,
+    #[serde(default)]
+    pub priority: Priority,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workflow: Option<Workflow>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub customer: Option<String>,
+    /// A second submission with the same key gives back the first one's job and changes nothing, as long as that job
+    /// is kept. At most 256 bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idempotency_key: Option<String>,
+    /// Not claimable before this time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_before: Option<Timestamp>,
+    /// One attempt may take so long; then it is stopped and counts as failed. Default 1 h.
+    #[serde(default = "default_timeout")]
+    pub timeout: Seconds,
+    #[serde(default)]
+    pub retry: RetryPolicy,
+    /// W3C `traceparent`, carried along.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<String>,
+}
+
+fn default_timeout() -> Seconds {
+    Seconds::from_secs(3600)
+}
+
+impl Submission {
+    /// The payload's limit, in bytes of JSON.
+    pub const MAX_PAYLOAD_BYTES: usize = 1024 * 1024;
+    pub const MAX_KEY_BYTES: usize = 256;
+
+    pub fn new(service: Name, payload: Value) -> Self {
+        Self {
+            id: None,
+            service,
+            payload,
+            requirement: Requirement::default(),
+            priority: Priority::default(),
+            workflow: None,
+            customer: None,
+            idempotency_key: None,
+            not_before: None,
+            timeout: default_timeout(),
+            retry: RetryPolicy::default(),
+            trace: None,
+        }
+    }
+}
+
+/// The larger piece of work that a job is a step of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Workflow {
+    pub id: String,
+    #[serde(default)]
+    pub step: u32,
+    #[serde(default)]
+    pub of: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RetryPolicy {
+    /// How often the job is tried in all; 1 to 100, default 3.
+    pub max_attempts: u32,
+    pub backoff: Backoff,
+}
+
+impl Default for RetryPolicy {
+    fn default() -> Self {
+        let backoff = Backoff { initial: Seconds::from_secs(1), max: Seconds::from_secs(300), ..Backoff::default() };
+        Self { max_attempts: 3, backoff }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobState {
+    /// Waits for its time, or for the end of a backoff.
+    Delayed,
+    /// Waits for a worker.
+    Pending,
+    Running,
+    Completed,
+    /// A dead letter: out of attempts, failed for good, or lost too often.
+    Failed,
+    Cancelled,
+}
+
+impl JobState {
+    pub const ALL: [Self; 6] =
+        [Self::Delayed, Self::Pending, Self::Running, Self::Completed, Self::Failed, Self::Cancelled];
+
+    pub const fn is_final(self) -> bool {
+        matches!(self, Self::Completed | Self::Failed | Self::Cancelled)
+    }
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Delayed => "delayed",
+            Self::Pending => "pending",
+            Self::Running => "running",
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+impl fmt::Display for JobState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// Why an attempt did not succeed; decides what happens to the job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureClass {
+    /// Try again after the backoff, while attempts are left.
+    Retryable,
+    /// Trying again cannot help.
+    Fatal,
+    /// This worker cannot do it: back to the queue for another one, no attempt charged.
+    WrongMachine,
+    /// The connector's account is at fault (no credit, key refused): back to the queue, no attempt charged, and the
+    /// worker stops claiming for this connector until its check passes.
+    Account,
+    /// The attempt ran past its time. Retried like `Retryable`.
+    Timeout,
+    /// Somebody cancelled the job.
+    Cancelled,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    pub class: FailureClass,
+    pub message: String,
+    /// Wait at least so long before the next try.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub retry_after: Option<Seconds>,
+}
+
+impl Failure {
+    pub fn new(class: FailureClass, message: impl Into<String>) -> Self {
+        Self { class, message: message.into(), retry_after: None }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+/// Proof of holding a job: the claim's number, counted per job. Whoever holds an older one holds nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Token {
+    pub job: JobId,
+    pub claim: u64,
+}
+
+/// The latest that a running job said of itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    /// 0 to 1.
+    pub fraction: f64,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
+    pub at: Timestamp,
+}
+
+/// One try of a job that has ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Attempt {
+    pub worker: String,
+    pub started: Timestamp,
+    pub ended: Timestamp,
+    /// What came of it: `completed`, `failed`, `released`, `lost`, `cancelled`.
+    pub outcome: String,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub failure: Option<Failure>,
+}
+
+/// A job as the queue keeps it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Job {
+    pub id: JobId,
+    pub state: JobState,
+    #[serde(flatten)]
+    pub submission: Submission,
+    pub submitted: Timestamp,
+    /// When it becomes claimable, while `Delayed`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub due: Option<Timestamp>,
+    /// When the latest claim was made.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub claimed: Option<Timestamp>,
+    /// When it reached its final state.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub finished: Option<Timestamp>,
+    /// The worker that holds it or held it last.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub worker: Option<String>,
+    /// How often it has been claimed.
+    pub claims: u64,
+    /// Attempts that count against `retry.max_attempts`.
+    pub attempts: u32,
+    /// How often its worker died.
+    pub losses: u32,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub progress: Option<Progress>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub result: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub failure: Option<Failure>,
+    /// What the connector saved so that a later attempt can resume.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub saved: Option<Value>,
+    /// The latest attempts, oldest first, at most 20.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub history: Vec<Attempt>,
+}
+
+/// One entry of a job's durable event stream.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JobEvent {
+    /// Grows within a job; the cursor.
+    pub seq: u64,
+    pub at: Timestamp,
+    /// `submitted`, `claimed`, `progress`, `log`, `retried`, `released`, `lost`, `completed`, `failed`, `cancelled`.
+    pub kind: String,
+    #[serde(default, skip_serializing_if = "Value::is_null")]
+    pub data: Value,
+}
+
+/// Numbers of the whole queue.
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+pub struct QueueStats {
+    pub delayed: u64,
+    pub pending: u64,
+    pub running: u64,
+    pub completed: u64,
+    pub failed: u64,
+    pub cancelled: u64,
+    /// Since when the oldest pending job waits.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub oldest_pending: Option<Timestamp>,
+}

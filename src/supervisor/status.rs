@@ -1,0 +1,126 @@
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::base::{Name, Timestamp};
+use crate::spec::Kind;
+
+/// All services as the supervisor sees them now.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ServicesStatus {
+    pub services: BTreeMap<Name, ServiceStatus>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ServiceStatus {
+    pub name: Name,
+    pub kind: Kind,
+    pub desired: Desired,
+    pub state: ServiceState,
+    /// Since when it is in this state.
+    pub since: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub pid: Option<u32>,
+    /// Counts the processes this service has had in this life of the engine.
+    pub incarnation: u64,
+    /// Restarts that nobody asked for.
+    pub restarts: u64,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub started: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub last_exit: Option<Exit>,
+    /// Why it is as it is, for people: what it waits for, what the probe said, why it was given up.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub reason: Option<String>,
+    pub critical: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Desired {
+    Up,
+    Down,
+}
+
+/// Up is not ready: a service with a probe is `Starting` until the probe holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ServiceState {
+    /// Not running, and not meant to.
+    Stopped,
+    /// Waits for what it needs.
+    Waiting,
+    /// Its process runs and is not ready yet; for a oneshot: it runs.
+    Starting,
+    Ready,
+    /// Told to stop, its processes not all gone yet.
+    Stopping,
+    /// Failed, and waits for its next start.
+    Backoff,
+    /// A oneshot that has ended with success.
+    Completed,
+    /// Given up: too many restarts, or a oneshot that failed.
+    Failed,
+}
+
+impl ServiceState {
+    pub const ALL: [Self; 8] = [
+        Self::Stopped,
+        Self::Waiting,
+        Self::Starting,
+        Self::Ready,
+        Self::Stopping,
+        Self::Backoff,
+        Self::Completed,
+        Self::Failed,
+    ];
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Stopped => "stopped",
+            Self::Waiting => "waiting",
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Stopping => "stopping",
+            Self::Backoff => "backoff",
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+impl fmt::Display for ServiceState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Exit {
+    Code(i32),
+    Signal(i32),
+    /// It could not be started at all; the `errno` of the attempt.
+    NotStarted(i32),
+}
+
+impl Exit {
+    pub const fn success(self) -> bool {
+        matches!(self, Self::Code(0))
+    }
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Code(code) => write!(f, "exit code {code}"),
+            Self::Signal(signal) => match nix::sys::signal::Signal::try_from(*signal) {
+                Ok(name) => write!(f, "killed by {name}"),
+                Err(_) => write!(f, "killed by signal {signal}"),
+            },
+            Self::NotStarted(errno) => write!(f, "not started: {}", nix::errno::Errno::from_raw(*errno).desc()),
+        }
+    }
+}

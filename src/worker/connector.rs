@@ -1,0 +1,39 @@
+use std::sync::Arc;
+use std::time::Instant;
+
+use async_trait::async_trait;
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+
+use crate::queue::{Failure, Job};
+
+/// What runs jobs of one kind. A worker holds one; a reload hands it a new one, and jobs in flight finish on the old.
+#[async_trait]
+pub trait Connector: Send + Sync + 'static {
+    /// Whether the backend can take a job now; the reason when it cannot. Called before claiming and while idle.
+    async fn check(&self) -> Result<(), Failure>;
+
+    /// Runs the job to its end. Must return soon after `context.cancel` fires and before `context.deadline`, with
+    /// everything it started stopped. When `job.saved` is there and the connector can, it resumes instead of starting
+    /// anew.
+    async fn run(&self, job: Arc<Job>, context: JobContext) -> Result<Value, Failure>;
+}
+
+/// What a running job may use.
+#[derive(Clone)]
+pub struct JobContext {
+    /// Fires when the job is cancelled, its lease is lost, or the drain deadline has come.
+    pub cancel: CancellationToken,
+    /// When this attempt's time is over.
+    pub deadline: Instant,
+    pub sink: Arc<dyn JobSink>,
+}
+
+/// Where a running job reports to. No call waits; the worker delivers in order and fenced by the claim's token.
+pub trait JobSink: Send + Sync {
+    /// `fraction` is clamped to 0..=1. Only the newest of several quick reports is delivered.
+    fn progress(&self, fraction: f64, message: &str);
+    fn log(&self, line: &str);
+    /// Keeps a value for a later attempt.
+    fn save(&self, value: Value);
+}

@@ -1,0 +1,43 @@
+use serde::{Deserialize, Serialize};
+
+use crate::base::{Name, Timestamp};
+use crate::queue::{JobId, Progress};
+
+/// A worker as it publishes itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WorkerStatus {
+    pub name: Name,
+    pub connector: Name,
+    pub slots: u32,
+    pub state: WorkerState,
+    /// Why it does not claim, when it does not.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub reason: Option<String>,
+    pub running: Vec<RunningJob>,
+    pub completed: u64,
+    pub failed: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WorkerState {
+    /// Services it needs are not ready.
+    Waiting,
+    /// The connector's check fails.
+    NotReady,
+    /// Claims, or waits for jobs.
+    Active,
+    /// Cannot reach the queue; running jobs go on.
+    Disconnected,
+    /// Claims no more; finishes what it runs.
+    Draining,
+    Stopped,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunningJob {
+    pub id: JobId,
+    pub since: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub progress: Option<Progress>,
+}
