@@ -217,7 +217,8 @@ mod tests {
     #[test]
     fn a_problem_shows_its_line_with_a_caret() {
         let source = SourceText::new(Path::new("machine.rhai"), "fn services(m) {\n\t[#{ comand: [] }]\n}\n");
-        let problem = Problem::error("unknown key \"comand\"").at(&source, 2, Some(5)).help("did you mean \"command\"?");
+        let problem =
+            Problem::error("unknown key \"comand\"").at(&source, 2, Some(5)).help("did you mean \"command\"?");
         insta::assert_snapshot!(problem, @r#"
         error: unknown key "comand"
          --> machine.rhai:2:5

@@ -15,7 +15,9 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         return duration_from_seconds(seconds);
     }
     humantime::parse_duration(text).map_err(|_| {
-        format!("invalid duration {text:?}: write a number with a unit such as \"200ms\", \"10s\", \"5m\" or \"1h 30m\"")
+        format!(
+            "invalid duration {text:?}: write a number with a unit such as \"200ms\", \"10s\", \"5m\" or \"1h 30m\""
+        )
     })
 }
 

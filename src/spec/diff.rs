@@ -104,12 +104,15 @@ mod tests {
             { "name": "new", "command": "x" },
         ]));
         let name = |text: &str| Name::new(text).unwrap();
-        assert_eq!(Diff::between(&old, &new).services, [
-            (name("gone"), ServiceChange::Removed),
-            (name("busy"), ServiceChange::Restarted(vec!["command".into(), "critical".into()])),
-            (name("patient"), ServiceChange::Updated(vec!["stop".into()])),
-            (name("new"), ServiceChange::Added),
-        ]);
+        assert_eq!(
+            Diff::between(&old, &new).services,
+            [
+                (name("gone"), ServiceChange::Removed),
+                (name("busy"), ServiceChange::Restarted(vec!["command".into(), "critical".into()])),
+                (name("patient"), ServiceChange::Updated(vec!["stop".into()])),
+                (name("new"), ServiceChange::Added),
+            ]
+        );
         assert!(Diff::between(&new, &new).is_empty());
     }
 }

@@ -52,13 +52,11 @@ pub fn start_order(machine: &MachineSpec) -> Result<Vec<Name>, Cycle> {
         let next = machine.services.iter().map(|service| &service.name).find(|name| {
             !order.contains(name) && waiting.get(*name).is_some_and(|needs| needs.iter().all(|n| order.contains(n)))
         });
-        match next {
-            Some(name) => order.push(name.clone()),
-            None => {
-                let stuck = machine.services.iter().map(|service| &service.name).filter(|name| !order.contains(name));
-                return Err(shortest_cycle(stuck.collect(), &waiting));
-            }
-        }
+        let Some(next) = next else {
+            let stuck = machine.services.iter().map(|service| &service.name).filter(|name| !order.contains(name));
+            return Err(shortest_cycle(stuck.collect(), &waiting));
+        };
+        order.push(next.clone());
     }
     Ok(order)
 }

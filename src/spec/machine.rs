@@ -95,8 +95,8 @@ impl MachineSpec {
             if known.contains(need.as_str()) {
                 return;
             }
-            let mut problem = FieldProblem::new(path, format!("needs \"{need}\", and there is no such service"))
-                .token(need.as_str());
+            let mut problem =
+                FieldProblem::new(path, format!("needs \"{need}\", and there is no such service")).token(need.as_str());
             let names = known.iter().map(String::as_str);
             problem.help = did_you_mean(need.as_str(), names).map(|meant| format!("did you mean \"{meant}\"?"));
             problems.push(problem);

@@ -1,17 +1,17 @@
 //! What a machine is: checked, immutable, without I/O. A value of these types has passed every check that needs nothing
 //! but the value itself; later code cannot see unchecked data.
 
-mod service;
-mod probe;
-mod restart;
-mod stop;
-mod worker;
 mod capabilities;
-mod requirement;
-mod machine;
-mod graph;
 mod diff;
 mod fields;
+mod graph;
+mod machine;
+mod probe;
+mod requirement;
+mod restart;
+mod service;
+mod stop;
+mod worker;
 
 pub use capabilities::{Capabilities, Hardware};
 pub use diff::{Change, Diff, ServiceChange};

@@ -38,7 +38,7 @@ impl Restart {
 
     /// `"always"`, `"on_failure"`, `"never"`, or a map with `mode`, `initial`, `max`, `factor`, `jitter`,
     /// `healthy_after`, `limit` and `window`.
-    pub(super) fn read(path: String, value: &Value, default: RestartMode) -> (Self, Vec<FieldProblem>) {
+    pub(super) fn read(path: &str, value: &Value, default: RestartMode) -> (Self, Vec<FieldProblem>) {
         let mut restart = Self::new(default);
         if value.is_string() {
             let mode = RestartMode::deserialize(value);

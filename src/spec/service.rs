@@ -104,13 +104,13 @@ impl ServiceSpec {
         let default_mode = if kind == Kind::Service { RestartMode::Always } else { RestartMode::Never };
         let mut restart = Restart::new(default_mode);
         if let Some(value) = fields.raw("restart") {
-            let (read, problems) = Restart::read(path.clone(), value, default_mode);
+            let (read, problems) = Restart::read(&path, value, default_mode);
             nested.extend(problems);
             restart = read;
         }
         let mut stop = Stop::default();
         if let Some(value) = fields.raw("stop") {
-            let (read, problems) = Stop::read(path.clone(), value);
+            let (read, problems) = Stop::read(&path, value);
             nested.extend(problems);
             stop = read;
         }
@@ -136,20 +136,9 @@ impl ServiceSpec {
         fields.report_all(nested);
         let problems = fields.finish();
         let spec = match (name, command) {
-            (Some(name), Some(command)) if problems.is_empty() => Some(Self {
-                name,
-                kind,
-                command,
-                cwd,
-                env,
-                needs,
-                ready,
-                restart,
-                stop,
-                critical,
-                ports,
-                logs,
-            }),
+            (Some(name), Some(command)) if problems.is_empty() => {
+                Some(Self { name, kind, command, cwd, env, needs, ready, restart, stop, critical, ports, logs })
+            }
             _ => None,
         };
         (spec, problems)

@@ -33,7 +33,7 @@ impl Default for Stop {
 }
 
 impl Stop {
-    pub(super) fn read(path: String, value: &Value) -> (Self, Vec<FieldProblem>) {
+    pub(super) fn read(path: &str, value: &Value) -> (Self, Vec<FieldProblem>) {
         let usual = Self::default();
         match Fields::new(format!("{path}, stop"), value) {
             Err(problem) => (usual, vec![problem]),

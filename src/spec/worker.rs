@@ -3,8 +3,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::fields::{FieldProblem, Fields};
 use super::Hardware;
+use super::fields::{FieldProblem, Fields};
 use crate::base::Name;
 
 /// One worker as the machine script wants it: it claims jobs and runs each through a connector.

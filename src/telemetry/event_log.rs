@@ -47,14 +47,7 @@ impl EventLog {
         self.append(E::KIND.to_owned(), event.level(), subject, message, data);
     }
 
-    fn append(
-        &self,
-        kind: String,
-        level: Level,
-        subject: Option<String>,
-        message: String,
-        data: serde_json::Value,
-    ) {
+    fn append(&self, kind: String, level: Level, subject: Option<String>, message: String, data: serde_json::Value) {
         let mut ring = self.lock();
         let seq = ring.next_seq;
         ring.next_seq += 1;

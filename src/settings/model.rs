@@ -1,0 +1,84 @@
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::Secret;
+use crate::base::{Name, Seconds};
+use crate::telemetry::LogFormat;
+
+/// The checked settings. Their meaning and defaults stand in `defaults.toml`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Settings {
+    /// The machine's directory, absolute.
+    pub dir: PathBuf,
+    pub state_dir: PathBuf,
+    pub scripts_dir: PathBuf,
+    pub machine: MachineSettings,
+    pub queue: QueueSettings,
+    pub http: HttpSettings,
+    pub reload: ReloadSettings,
+    pub shutdown: ShutdownSettings,
+    pub log: LogSettings,
+    pub vars: Map<String, Value>,
+    pub connectors: BTreeMap<Name, ConnectorSettings>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct MachineSettings {
+    /// None: made once and kept in the state directory.
+    pub id: Option<Name>,
+    #[serde(rename = "type")]
+    pub machine_type: Name,
+    pub pool: Name,
+    pub script: PathBuf,
+    /// 0: one per CPU.
+    pub workers: u32,
+    pub labels: BTreeMap<String, Value>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct QueueSettings {
+    pub backend: QueueBackend,
+    pub lease: Seconds,
+    pub connect_timeout: Seconds,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum QueueBackend {
+    Embedded(PathBuf),
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct HttpSettings {
+    pub listen: SocketAddr,
+    pub token: Option<Secret>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ReloadSettings {
+    pub debounce: Seconds,
+    pub poll: Seconds,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ShutdownSettings {
+    pub grace: Seconds,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct LogSettings {
+    pub format: LogFormat,
+    pub level: String,
+    pub services: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Default, Serialize)]
+pub struct ConnectorSettings {
+    /// None: `connectors/<name>.rhai` in the machine's directory, else in the scripts directory.
+    pub script: Option<PathBuf>,
+    pub vars: Map<String, Value>,
+}
