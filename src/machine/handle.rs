@@ -1,0 +1,318 @@
+//! The decisions of the event loop: pure, with the time as an argument.
+//!
+//! ```text
+//!            all up                  a service fails
+//!  Starting --------> Healthy <---------------------> ServiceFailure
+//!     |                 ^ |  <---------------------->  ConnectionLoss
+//!     | setup or        | |     the queue is lost            |
+//!     | critical fails  | | SIGTERM, SIGINT, /drain          | connect_timeout
+//!     v                 | v                                  v
+//!   Failed <------------+ Draining --> Stopped             Failed --> (services stopped, exit code)
+//! ```
+
+use std::time::{Duration, Instant};
+
+use super::event::{Event, ReloadCause, StopCause};
+use super::generation::Generation;
+use crate::admin::{ControlReply, MachineState};
+use crate::base::Problems;
+use crate::spec::Kind;
+use crate::supervisor::{Desired, Exit, ServiceState, ServicesStatus};
+use tokio::sync::oneshot;
+
+/// What the event loop remembers.
+#[derive(Debug)]
+pub struct Machine {
+    pub state: MachineState,
+    pub reason: Option<String>,
+    /// The start-up sequence is through and everything was up once.
+    pub started: bool,
+    startup_ended: bool,
+    /// What is wrong with the services now.
+    services: ServicesSummary,
+    queue_lost: Option<(Instant, String)>,
+    reload: Reload,
+    ending: Ending,
+    limits: Limits,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub connect_timeout: Duration,
+    pub grace: Duration,
+}
+
+impl Limits {
+    /// What of the grace period is kept for stopping the services when jobs use up the rest.
+    fn reserve(&self) -> Duration {
+        (self.grace / 3).min(Duration::from_secs(10))
+    }
+}
+
+/// At most one build runs and one waits.
+#[derive(Debug, Default)]
+enum Reload {
+    #[default]
+    Idle,
+    Building {
+        replies: Vec<oneshot::Sender<ControlReply>>,
+        next: Option<(ReloadCause, Vec<oneshot::Sender<ControlReply>>)>,
+    },
+}
+
+/// How far the end has come. There is no way back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    No,
+    Workers { exit_code: u8, deadline: Instant, hurried: bool },
+    Services { exit_code: u8 },
+    Done { exit_code: u8 },
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+struct ServicesSummary {
+    /// Everything that is wanted up is ready or completed.
+    all_up: bool,
+    /// A service that is down against its will, and why.
+    failing: Option<String>,
+    /// A service whose end is the machine's end: why, and the exit code.
+    fatal: Option<(String, u8)>,
+}
+
+/// What the loop has to do; performed in order by `perform`.
+#[derive(Debug)]
+pub enum Effect {
+    Build(ReloadCause),
+    Commit(Box<Generation>, Vec<oneshot::Sender<ControlReply>>),
+    Reject(Problems, Vec<oneshot::Sender<ControlReply>>),
+    Reply(Vec<oneshot::Sender<ControlReply>>, Result<String, String>),
+    /// Everything was up for the first time.
+    AnnounceStarted,
+    AnnounceState { from: MachineState, to: MachineState, reason: Option<String> },
+    DrainWorkers { deadline: Instant },
+    StopServices { deadline: Instant },
+    Exit(u8),
+}
+
+impl Machine {
+    pub fn new(limits: Limits) -> Self {
+        Self {
+            state: MachineState::Starting,
+            reason: Some("booting".to_owned()),
+            started: false,
+            startup_ended: false,
+            services: ServicesSummary::default(),
+            queue_lost: None,
+            reload: Reload::Idle,
+            ending: Ending::No,
+            limits,
+        }
+    }
+
+    pub fn handle(&mut self, event: Event, now: Instant) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        match event {
+            Event::Services(status) => self.services = summarize(&status),
+            Event::Workers | Event::Deadline => {}
+            Event::Queue(Ok(())) => self.queue_lost = None,
+            Event::Queue(Err(why)) => {
+                let since = self.queue_lost.take().map_or(now, |(since, _)| since);
+                self.queue_lost = Some((since, why));
+            }
+            Event::StartupEnded(Ok(())) => self.startup_ended = true,
+            Event::StartupEnded(Err(why)) => self.fail(&format!("start-up failed: {why}"), 1, now, &mut effects),
+            Event::ReloadWanted(cause, reply) => self.want_reload(cause, reply, &mut effects),
+            Event::ReloadBuilt(outcome) => self.reload_built(outcome, &mut effects),
+            Event::StopWanted(cause, reply) => self.want_stop(&cause, reply, now, &mut effects),
+            Event::WorkersStopped => self.workers_stopped(now, &mut effects),
+            Event::ServicesStopped => self.services_stopped(&mut effects),
+        }
+        self.settle(now, &mut effects);
+        effects
+    }
+
+    /// When [`Event::Deadline`] is wanted.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        match (&self.ending, &self.queue_lost) {
+            (Ending::No, Some((since, _))) => Some(*since + self.limits.connect_timeout),
+            _ => None,
+        }
+    }
+
+    /// Brings the state in line with what is known.
+    fn settle(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        if self.ending != Ending::No {
+            return;
+        }
+        if let Some((why, code)) = self.services.fatal.clone() {
+            return self.fail(&why, code, now, effects);
+        }
+        if let Some((since, why)) = &self.queue_lost
+            && now.saturating_duration_since(*since) >= self.limits.connect_timeout
+        {
+            let lost_for = humantime::format_duration(self.limits.connect_timeout);
+            let why = format!("the queue could not be reached for {lost_for}: {why}");
+            return self.fail(&why, 1, now, effects);
+        }
+        if !self.started && self.startup_ended && self.services.all_up {
+            self.started = true;
+            effects.push(Effect::AnnounceStarted);
+        }
+        let (state, reason) = if !self.started {
+            (MachineState::Starting, self.services.failing.clone().or_else(|| self.reason.clone()))
+        } else if let Some((_, why)) = &self.queue_lost {
+            (MachineState::ConnectionLoss, Some(why.clone()))
+        } else if let Some(why) = &self.services.failing {
+            (MachineState::ServiceFailure, Some(why.clone()))
+        } else {
+            (MachineState::Healthy, None)
+        };
+        self.enter(state, reason, effects);
+    }
+
+    fn enter(&mut self, state: MachineState, reason: Option<String>, effects: &mut Vec<Effect>) {
+        self.reason.clone_from(&reason);
+        if state != self.state {
+            effects.push(Effect::AnnounceState { from: self.state, to: state, reason });
+            self.state = state;
+        }
+    }
+
+    fn fail(&mut self, why: &str, exit_code: u8, now: Instant, effects: &mut Vec<Effect>) {
+        if self.ending != Ending::No {
+            return;
+        }
+        self.enter(MachineState::Failed, Some(why.to_owned()), effects);
+        // Nothing is gained by waiting: jobs go back to the queue for machines that can run them.
+        self.ending = Ending::Workers { exit_code, deadline: now + self.limits.grace, hurried: true };
+        effects.push(Effect::DrainWorkers { deadline: now });
+    }
+
+    fn want_stop(
+        &mut self,
+        cause: &StopCause,
+        reply: Option<oneshot::Sender<ControlReply>>,
+        now: Instant,
+        effects: &mut Vec<Effect>,
+    ) {
+        let replies: Vec<_> = reply.into_iter().collect();
+        match self.ending {
+            Ending::No => {
+                let why = match cause {
+                    StopCause::Signal(name) => format!("stopped by {name}"),
+                    StopCause::Request => "stopped by request".to_owned(),
+                };
+                self.enter(MachineState::Draining, Some(why), effects);
+                let deadline = now + self.limits.grace;
+                self.ending = Ending::Workers { exit_code: 0, deadline, hurried: false };
+                effects.push(Effect::DrainWorkers { deadline: deadline - self.limits.reserve() });
+                effects.push(Effect::Reply(replies, Ok("draining".to_owned())));
+            }
+            // Asked twice: whoever asks does not want to wait for jobs.
+            Ending::Workers { exit_code, hurried: false, .. } => {
+                let deadline = now + self.limits.reserve();
+                self.ending = Ending::Workers { exit_code, deadline, hurried: true };
+                effects.push(Effect::DrainWorkers { deadline: now });
+                effects.push(Effect::Reply(replies, Ok("draining without waiting for jobs".to_owned())));
+            }
+            Ending::Services { .. } => {
+                effects.push(Effect::StopServices { deadline: now });
+                effects.push(Effect::Reply(replies, Ok("killing what still runs".to_owned())));
+            }
+            Ending::Workers { .. } | Ending::Done { .. } => {
+                effects.push(Effect::Reply(replies, Ok("stopping already".to_owned())));
+            }
+        }
+    }
+
+    fn workers_stopped(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        if let Ending::Workers { exit_code, deadline, .. } = self.ending {
+            self.ending = Ending::Services { exit_code };
+            effects.push(Effect::StopServices { deadline: deadline.max(now) });
+        }
+    }
+
+    fn services_stopped(&mut self, effects: &mut Vec<Effect>) {
+        if let Ending::Services { exit_code } = self.ending {
+            self.ending = Ending::Done { exit_code };
+            if self.state == MachineState::Draining {
+                let reason = self.reason.clone();
+                self.enter(MachineState::Stopped, reason, effects);
+            }
+            effects.push(Effect::Exit(exit_code));
+        }
+    }
+
+    fn want_reload(
+        &mut self,
+        cause: ReloadCause,
+        reply: Option<oneshot::Sender<ControlReply>>,
+        effects: &mut Vec<Effect>,
+    ) {
+        if self.ending != Ending::No {
+            effects.push(Effect::Reply(reply.into_iter().collect(), Err("the machine is stopping".to_owned())));
+            return;
+        }
+        match &mut self.reload {
+            Reload::Idle => {
+                self.reload = Reload::Building { replies: reply.into_iter().collect(), next: None };
+                effects.push(Effect::Build(cause));
+            }
+            Reload::Building { next, .. } => {
+                let (_, replies) = next.get_or_insert((cause, Vec::new()));
+                replies.extend(reply);
+            }
+        }
+    }
+
+    fn reload_built(&mut self, outcome: Result<Box<Generation>, Problems>, effects: &mut Vec<Effect>) {
+        let Reload::Building { replies, next } = std::mem::take(&mut self.reload) else { return };
+        if self.ending == Ending::No {
+            effects.push(match outcome {
+                Ok(generation) => Effect::Commit(generation, replies),
+                Err(problems) => Effect::Reject(problems, replies),
+            });
+        } else {
+            effects.push(Effect::Reply(replies, Err("the machine is stopping".to_owned())));
+        }
+        if let Some((cause, replies)) = next {
+            self.reload = Reload::Building { replies, next: None };
+            effects.push(Effect::Build(cause));
+        }
+    }
+}
+
+fn summarize(status: &ServicesStatus) -> ServicesSummary {
+    let mut summary = ServicesSummary { all_up: true, ..ServicesSummary::default() };
+    for service in status.services.values().filter(|service| service.desired == Desired::Up) {
+        let up = matches!(service.state, ServiceState::Ready | ServiceState::Completed);
+        summary.all_up &= up;
+        let detail = service.reason.as_deref().unwrap_or("no reason is known");
+        let coming_back = !up && service.restarts > 0;
+        if service.state == ServiceState::Failed || service.state == ServiceState::Backoff || coming_back {
+            let what = format!("service {} is {}: {detail}", service.name, service.state);
+            summary.failing.get_or_insert(what);
+        }
+        let ends_machine = service.critical || service.kind == Kind::Setup;
+        if service.state == ServiceState::Failed && ends_machine && summary.fatal.is_none() {
+            let what = if service.critical { "critical service" } else { "setup step" };
+            let code = service.last_exit.map_or(1, exit_code_of);
+            summary.fatal = Some((format!("{what} {} failed: {detail}", service.name), code));
+        }
+    }
+    summary
+}
+
+/// The code that the engine ends with for a service's end: its own code, 128 + signal, 127 when it could not be started;
+/// never 0, which would say that all was well.
+fn exit_code_of(exit: Exit) -> u8 {
+    match exit {
+        Exit::Code(code) => u8::try_from(code).ok().filter(|code| *code != 0).unwrap_or(1),
+        Exit::Signal(signal) => u8::try_from(128 + signal).unwrap_or(1),
+        Exit::NotStarted(_) => 127,
+    }
+}
+
+#[cfg(test)]
+#[path = "handle_tests.rs"]
+mod tests;

@@ -1,0 +1,203 @@
+use super::*;
+use crate::base::{Name, Timestamp};
+use crate::supervisor::ServiceStatus;
+use proptest::prelude::*;
+use std::sync::Arc;
+
+fn limits() -> Limits {
+    Limits { connect_timeout: Duration::from_secs(60), grace: Duration::from_secs(30) }
+}
+
+fn service(name: &str, state: ServiceState, critical: bool, exit: Option<Exit>) -> ServiceStatus {
+    ServiceStatus {
+        name: Name::new(name).unwrap(),
+        kind: Kind::Service,
+        desired: Desired::Up,
+        state,
+        since: Timestamp::from_millis(0),
+        pid: None,
+        incarnation: 1,
+        restarts: 0,
+        started: None,
+        last_exit: exit,
+        reason: Some("because".into()),
+        critical,
+    }
+}
+
+fn services(list: Vec<ServiceStatus>) -> Event {
+    let services = list.into_iter().map(|service| (service.name.clone(), service)).collect();
+    Event::Services(Arc::new(ServicesStatus { services }))
+}
+
+fn exits(effects: &[Effect]) -> Option<u8> {
+    effects.iter().find_map(|effect| if let Effect::Exit(code) = effect { Some(*code) } else { None })
+}
+
+fn healthy(now: Instant) -> Machine {
+    let mut machine = Machine::new(limits());
+    machine.handle(services(vec![service("web", ServiceState::Ready, true, None)]), now);
+    machine.handle(Event::StartupEnded(Ok(())), now);
+    assert_eq!(machine.state, MachineState::Healthy);
+    machine
+}
+
+#[test]
+fn healthy_needs_the_startup_and_all_services() {
+    let now = Instant::now();
+    let mut machine = Machine::new(limits());
+    machine.handle(Event::StartupEnded(Ok(())), now);
+    machine.handle(services(vec![service("web", ServiceState::Starting, false, None)]), now);
+    assert_eq!((machine.state, machine.started), (MachineState::Starting, false));
+    let effects = machine.handle(services(vec![service("web", ServiceState::Ready, false, None)]), now);
+    assert!(matches!(effects[0], Effect::AnnounceStarted));
+    assert_eq!((machine.state, machine.started), (MachineState::Healthy, true));
+}
+
+#[test]
+fn a_critical_service_ends_the_machine_with_its_code() {
+    for (exit, code) in [(Exit::Code(3), 3), (Exit::Signal(9), 137), (Exit::Code(0), 1), (Exit::NotStarted(2), 127)] {
+        let now = Instant::now();
+        let mut machine = healthy(now);
+        machine.handle(services(vec![service("web", ServiceState::Backoff, true, Some(exit))]), now);
+        assert_eq!(machine.state, MachineState::ServiceFailure);
+        let effects = machine.handle(services(vec![service("web", ServiceState::Failed, true, Some(exit))]), now);
+        assert_eq!(machine.state, MachineState::Failed);
+        assert!(effects.iter().any(|effect| matches!(effect, Effect::DrainWorkers { deadline } if *deadline == now)));
+        machine.handle(Event::WorkersStopped, now);
+        assert_eq!(exits(&machine.handle(Event::ServicesStopped, now)), Some(code));
+        assert_eq!(machine.state, MachineState::Failed);
+    }
+}
+
+#[test]
+fn a_service_that_is_not_critical_only_worsens_the_state() {
+    let now = Instant::now();
+    let mut machine = healthy(now);
+    machine.handle(services(vec![service("web", ServiceState::Failed, false, Some(Exit::Code(1)))]), now);
+    assert_eq!(machine.state, MachineState::ServiceFailure);
+    machine.handle(services(vec![service("web", ServiceState::Ready, false, None)]), now);
+    assert_eq!((machine.state, machine.reason.as_deref()), (MachineState::Healthy, None));
+}
+
+#[test]
+fn a_lost_queue_is_failed_only_after_its_time() {
+    let now = Instant::now();
+    let mut machine = healthy(now);
+    machine.handle(Event::Queue(Err("refused".into())), now);
+    assert_eq!(machine.state, MachineState::ConnectionLoss);
+    let deadline = machine.next_deadline().unwrap();
+    machine.handle(Event::Queue(Err("refused".into())), now + Duration::from_secs(59));
+    assert_eq!(machine.next_deadline(), Some(deadline), "a later failure does not put the end off");
+    let mut back = healthy(now);
+    back.handle(Event::Queue(Err("refused".into())), now);
+    back.handle(Event::Queue(Ok(())), now);
+    assert_eq!((back.state, back.next_deadline()), (MachineState::Healthy, None));
+    machine.handle(Event::Deadline, deadline);
+    assert_eq!(machine.state, MachineState::Failed);
+}
+
+#[test]
+fn drain_waits_for_jobs_then_stops_services_and_a_second_signal_hurries() {
+    let now = Instant::now();
+    let mut machine = healthy(now);
+    let effects = machine.handle(Event::StopWanted(StopCause::Signal("SIGTERM"), None), now);
+    let deadline = now + Duration::from_secs(20);
+    assert!(effects.iter().any(|e| matches!(e, Effect::DrainWorkers { deadline: d } if *d == deadline)));
+    assert_eq!(machine.state, MachineState::Draining);
+    let effects = machine.handle(Event::StopWanted(StopCause::Signal("SIGTERM"), None), now);
+    assert!(effects.iter().any(|e| matches!(e, Effect::DrainWorkers { deadline } if *deadline == now)));
+    let effects = machine.handle(Event::WorkersStopped, now);
+    let reserve = now + Duration::from_secs(10);
+    assert!(effects.iter().any(|e| matches!(e, Effect::StopServices { deadline } if *deadline == reserve)));
+    assert_eq!(exits(&machine.handle(Event::ServicesStopped, now)), Some(0));
+    assert_eq!(machine.state, MachineState::Stopped);
+}
+
+#[test]
+fn one_reload_runs_and_one_waits() {
+    let now = Instant::now();
+    let mut machine = healthy(now);
+    let builds = |effects: &[Effect]| effects.iter().filter(|e| matches!(e, Effect::Build(_))).count();
+    assert_eq!(builds(&machine.handle(Event::ReloadWanted(ReloadCause::FilesChanged, None), now)), 1);
+    for _ in 0..3 {
+        assert_eq!(builds(&machine.handle(Event::ReloadWanted(ReloadCause::Request, None), now)), 0);
+    }
+    let effects = machine.handle(Event::ReloadBuilt(Err(Problems::default())), now);
+    assert!(matches!(effects[0], Effect::Reject(..)));
+    assert_eq!(builds(&effects), 1, "the waiting ones are one build");
+    assert_eq!(builds(&machine.handle(Event::ReloadBuilt(Err(Problems::default())), now)), 0);
+}
+
+fn any_event() -> impl Strategy<Value = u8> {
+    0u8..14
+}
+
+fn event(choice: u8) -> Event {
+    let critical = |state, exit| services(vec![service("web", state, true, exit)]);
+    match choice {
+        0 => critical(ServiceState::Ready, None),
+        1 => critical(ServiceState::Backoff, Some(Exit::Code(1))),
+        2 => critical(ServiceState::Failed, Some(Exit::Signal(9))),
+        3 => critical(ServiceState::Starting, None),
+        4 => Event::Queue(Ok(())),
+        5 => Event::Queue(Err("gone".into())),
+        6 => Event::StartupEnded(Ok(())),
+        7 => Event::StartupEnded(Err("no".into())),
+        8 => Event::ReloadWanted(ReloadCause::Request, None),
+        9 => Event::ReloadBuilt(Err(Problems::default())),
+        10 => Event::StopWanted(StopCause::Request, None),
+        11 => Event::WorkersStopped,
+        12 => Event::ServicesStopped,
+        _ => Event::Deadline,
+    }
+}
+
+/// Where each state may lead; the table of the diagram above, with itself left out.
+fn may_follow(from: MachineState, to: MachineState) -> bool {
+    use MachineState::{ConnectionLoss, Draining, Failed, Healthy, ServiceFailure, Starting, Stopped};
+    match from {
+        Starting => !matches!(to, Stopped),
+        Healthy | ServiceFailure | ConnectionLoss => !matches!(to, Starting | Stopped),
+        Draining => to == Stopped,
+        Failed | Stopped => false,
+    }
+}
+
+proptest! {
+    #[test]
+    fn whatever_happens_the_end_is_reached_once_and_only_forwards(
+        choices in prop::collection::vec((any_event(), 0u64..40), 0..60)
+    ) {
+        let mut machine = Machine::new(limits());
+        let mut now = Instant::now();
+        let mut exited = 0;
+        let mut building = 0i32;
+        for (choice, seconds) in choices {
+            now += Duration::from_secs(seconds);
+            let before = machine.state;
+            let effects = machine.handle(event(choice), now);
+            if machine.state != before {
+                let direct = may_follow(before, machine.state);
+                prop_assert!(direct, "{before} -> {}", machine.state);
+            }
+            for effect in &effects {
+                match effect {
+                    Effect::Exit(code) => {
+                        exited += 1;
+                        prop_assert_eq!(*code == 0, machine.state == MachineState::Stopped);
+                    }
+                    Effect::Build(_) => building += 1,
+                    Effect::Commit(..) | Effect::Reject(..) => building -= 1,
+                    _ => {}
+                }
+            }
+            prop_assert!(building <= 1);
+        }
+        machine.handle(Event::StopWanted(StopCause::Request, None), now);
+        machine.handle(Event::WorkersStopped, now);
+        exited += exits(&machine.handle(Event::ServicesStopped, now)).map_or(0, |_| 1);
+        prop_assert_eq!(exited, 1);
+        prop_assert!(matches!(machine.state, MachineState::Stopped | MachineState::Failed));
+    }
+}
