@@ -1,6 +1,7 @@
 //! What the engine does with the operating system: primitives without policy.
 
 mod gpu;
+pub mod process;
 mod signals;
 mod state_dir;
 mod system;

@@ -1,9 +1,19 @@
 //! Services: started in order, watched, restarted, stopped, with all their descendants.
+//!
+//! One thread owns every service (`task`); it waits only for messages and for its next timer, and nothing else can block
+//! it. What happens to a service is decided in `state`, which is pure. Everybody else holds a [`SupervisorHandle`], whose
+//! verbs queue a message, and reads the published status.
 
+mod events;
 mod handle;
 mod logs;
+mod probe;
+mod state;
 mod status;
+mod task;
 
+pub use crate::host::process::Exit;
 pub use handle::{StartMode, SupervisorHandle, UnknownService};
 pub use logs::{LogLine, LogStream};
-pub use status::{Desired, Exit, ServiceState, ServiceStatus, ServicesStatus};
+pub use status::{Desired, ServiceState, ServiceStatus, ServicesStatus};
+pub use task::{Supervisor, SupervisorConfig};

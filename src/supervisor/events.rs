@@ -1,0 +1,138 @@
+use metrics::counter;
+use serde::Serialize;
+
+use crate::base::Name;
+use crate::host::process::Exit;
+use crate::telemetry::{Level, Observed};
+
+#[derive(Debug, Serialize)]
+pub(super) struct ServiceStarted {
+    pub service: Name,
+    pub pid: u32,
+    pub incarnation: u64,
+}
+
+impl Observed for ServiceStarted {
+    const KIND: &'static str = "service.started";
+    fn subject(&self) -> Option<String> {
+        Some(self.service.to_string())
+    }
+    fn message(&self) -> String {
+        format!("{} runs as pid {}", self.service, self.pid)
+    }
+    fn record(&self) {
+        counter!("machinist_service_starts_total", "service" => self.service.to_string()).increment(1);
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct ServiceReady {
+    pub service: Name,
+    pub after_ms: u64,
+}
+
+impl Observed for ServiceReady {
+    const KIND: &'static str = "service.ready";
+    fn subject(&self) -> Option<String> {
+        Some(self.service.to_string())
+    }
+    fn message(&self) -> String {
+        format!("{} is ready after {} ms", self.service, self.after_ms)
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct ServiceExited {
+    pub service: Name,
+    pub pid: u32,
+    pub exit: Exit,
+    /// It was told to.
+    pub asked: bool,
+    pub last_stderr: Option<String>,
+}
+
+impl Observed for ServiceExited {
+    const KIND: &'static str = "service.exited";
+    fn level(&self) -> Level {
+        if self.asked || self.exit.success() { Level::Info } else { Level::Warn }
+    }
+    fn subject(&self) -> Option<String> {
+        Some(self.service.to_string())
+    }
+    fn message(&self) -> String {
+        let last = self.last_stderr.as_ref().filter(|_| !self.asked).map(|line| format!("; it said last: {line}"));
+        format!("{} (pid {}) ended: {}{}", self.service, self.pid, self.exit, last.unwrap_or_default())
+    }
+    fn record(&self) {
+        let outcome = match self.exit {
+            _ if self.asked => "stopped",
+            Exit::Code(0) => "success",
+            Exit::Code(_) => "failure",
+            Exit::Signal(_) => "signal",
+            Exit::NotStarted(_) => "not_started",
+        };
+        counter!("machinist_service_exits_total", "service" => self.service.to_string(), "outcome" => outcome)
+            .increment(1);
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct ServiceRestarting {
+    pub service: Name,
+    pub delay_ms: u64,
+    pub why: String,
+}
+
+impl Observed for ServiceRestarting {
+    const KIND: &'static str = "service.restarting";
+    fn level(&self) -> Level {
+        Level::Warn
+    }
+    fn subject(&self) -> Option<String> {
+        Some(self.service.to_string())
+    }
+    fn message(&self) -> String {
+        format!("{} starts again in {} ms: {}", self.service, self.delay_ms, self.why)
+    }
+    fn record(&self) {
+        counter!("machinist_service_restarts_total", "service" => self.service.to_string()).increment(1);
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct ServiceFailed {
+    pub service: Name,
+    pub why: String,
+}
+
+impl Observed for ServiceFailed {
+    const KIND: &'static str = "service.failed";
+    fn level(&self) -> Level {
+        Level::Error
+    }
+    fn subject(&self) -> Option<String> {
+        Some(self.service.to_string())
+    }
+    fn message(&self) -> String {
+        format!("{} is given up: {}", self.service, self.why)
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct ServiceChanged {
+    pub service: Name,
+    /// `added`, `removed`, `restarted` or `updated`.
+    pub change: &'static str,
+    pub fields: Vec<String>,
+}
+
+impl Observed for ServiceChanged {
+    const KIND: &'static str = "service.changed";
+    fn subject(&self) -> Option<String> {
+        Some(self.service.to_string())
+    }
+    fn message(&self) -> String {
+        let fields = if self.fields.is_empty() { String::new() } else { format!(": {}", self.fields.join(", ")) };
+        format!("{} is {}{fields}", self.service, self.change)
+    }
+}
