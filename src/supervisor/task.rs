@@ -25,6 +25,8 @@ use crate::telemetry::{EventLog, Published};
 
 /// What the kernel cannot end within this time is reported and left.
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
+/// How long the end of a process waits for the end of its output.
+const LAST_WORDS: Duration = Duration::from_millis(20);
 
 pub struct SupervisorConfig {
     pub machine: Name,
@@ -322,8 +324,10 @@ impl Supervisor {
         service.incarnation += 1;
         let incarnation = service.incarnation;
         let spec = spawn_spec(&self.config, service);
-        let (sender, owner) = (self.sender.clone(), name.clone());
-        let on_exit = move |exit| drop(sender.send(Message::Exited { name: owner, incarnation, exit }));
+        let (report, exit) = oneshot::channel();
+        let on_exit = move |exit| {
+            let _ = report.send(exit);
+        };
         match self.config.processes.spawn(&spec, on_exit) {
             Ok(spawned) => {
                 service.pid = Some(spawned.pid);
@@ -331,11 +335,16 @@ impl Supervisor {
                 service.reason = None;
                 let pid = spawned.pid;
                 arm_log_probe(service, &self.sender);
-                for (fd, stream) in [(spawned.stdout, LogStream::Stdout), (spawned.stderr, LogStream::Stderr)] {
-                    let log = service.log.clone();
-                    // Inside the task: the pipe registers with the runtime that runs it.
-                    self.config.runtime.spawn(pump(fd, log, incarnation, stream));
-                }
+                let log = service.log.clone();
+                self.config.runtime.spawn(pump(spawned.stdout, log.clone(), incarnation, LogStream::Stdout));
+                let stderr = self.config.runtime.spawn(pump(spawned.stderr, log, incarnation, LogStream::Stderr));
+                let (sender, owner) = (self.sender.clone(), name.clone());
+                self.config.runtime.spawn(async move {
+                    let Ok(exit) = exit.await else { return };
+                    // What it said last explains its end. A stray that holds the pipe open does not delay it much.
+                    let _ = tokio::time::timeout(LAST_WORDS, stderr).await;
+                    let _ = sender.send(Message::Exited { name: owner, incarnation, exit });
+                });
                 self.config.events.emit(&ServiceStarted { service: name.clone(), pid, incarnation });
                 self.turn(name, Event::Spawned);
             }
