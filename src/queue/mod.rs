@@ -10,9 +10,14 @@
 //! ```
 
 mod broker;
+mod embedded;
+mod matching;
 mod model;
+mod validate;
 
 pub use broker::{Broker, BrokerError, Claim, ClaimRequest, HeartbeatReply, JobFilter, Registration, Submitted};
+pub use embedded::{EmbeddedBroker, EmbeddedConfig};
+pub use matching::{Class, ClassId, Mismatch};
 pub use model::{
     Attempt, Failure, FailureClass, InvalidJobId, Job, JobEvent, JobId, JobState, Priority, Progress, QueueStats,
     RetryPolicy, Submission, Token, Workflow,

@@ -1,7 +1,14 @@
 //! Workers: claim, keep the lease, run each job through a [`Connector`], finish, drain.
+//!
+//! Each worker is one task that claims while it may and has free slots; each job is a task of its own that ends by
+//! delivering its outcome, however long the queue takes to accept it; one task per worker keeps the lease.
 
 mod connector;
+mod events;
+mod job;
 mod status;
+mod task;
 
 pub use connector::{Connector, JobContext, JobSink};
 pub use status::{RunningJob, WorkerState, WorkerStatus};
+pub use task::{Readiness, Worker, WorkerConfig, WorkerHandle};

@@ -1,0 +1,99 @@
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::Submission;
+
+const MAX_DEPTH: usize = 64;
+const MAX_TEXT: usize = 256;
+const MAX_CLAUSES: usize = 100;
+const MAX_TIMEOUT: Duration = Duration::from_hours(7 * 24);
+
+/// Why a submission cannot be taken, as a sentence for its author.
+pub(super) fn refuse(submission: &Submission) -> Option<String> {
+    let depth = depth(&submission.payload, 0).max(
+        serde_json::to_value(&submission.requirement).map_or(MAX_DEPTH + 1, |requirement| self::depth(&requirement, 0)),
+    );
+    if depth > MAX_DEPTH {
+        return Some(format!("the job is nested deeper than {MAX_DEPTH} levels"));
+    }
+    let bytes = serde_json::to_vec(&submission.payload).map_or(usize::MAX, |text| text.len());
+    if bytes > Submission::MAX_PAYLOAD_BYTES {
+        let limit = Submission::MAX_PAYLOAD_BYTES;
+        return Some(format!("the payload has {bytes} bytes, at most {limit} are taken; pass large data by reference"));
+    }
+    let key = submission.idempotency_key.as_deref();
+    if key.is_some_and(|key| key.is_empty() || key.len() > Submission::MAX_KEY_BYTES) {
+        return Some(format!("an idempotency key has 1 to {} bytes", Submission::MAX_KEY_BYTES));
+    }
+    let retry = &submission.retry;
+    if !(1..=100).contains(&retry.max_attempts) {
+        return Some(format!("retry.max_attempts is {}, it lies between 1 and 100", retry.max_attempts));
+    }
+    if !(1.0..=100.0).contains(&retry.backoff.factor) || !(0.0..=1.0).contains(&retry.backoff.jitter) {
+        return Some("retry.backoff: factor lies between 1 and 100, jitter between 0 and 1".to_owned());
+    }
+    if retry.backoff.max.get() > MAX_TIMEOUT {
+        return Some("retry.backoff.max is longer than 7 days".to_owned());
+    }
+    let timeout = submission.timeout.get();
+    if timeout < Duration::from_millis(1) || timeout > MAX_TIMEOUT {
+        return Some(format!("the timeout is {}, it lies between 1 ms and 7 days", submission.timeout));
+    }
+    let requirement = &submission.requirement;
+    let clauses = requirement.labels.len() + requirement.exclude.len() + requirement.models.len();
+    if clauses > MAX_CLAUSES {
+        return Some(format!("the requirement has {clauses} labels and models, at most {MAX_CLAUSES} are taken"));
+    }
+    let names = requirement.labels.keys().chain(requirement.exclude.keys()).chain(&requirement.models);
+    let texts = names.chain(&submission.customer).chain(submission.workflow.iter().map(|workflow| &workflow.id));
+    let texts = texts.chain(&submission.trace);
+    if let Some(long) = texts.into_iter().find(|text| text.is_empty() || text.len() > MAX_TEXT) {
+        let start: String = long.chars().take(40).collect();
+        return Some(format!("{start:?}... has {} bytes, names in a job have 1 to {MAX_TEXT}", long.len()));
+    }
+    let hardware = &requirement.hardware;
+    if [hardware.gpu_memory_gb, hardware.ram_gb, hardware.cpu_cores].iter().any(|n| !n.is_finite() || *n < 0.0) {
+        return Some("hardware minimums are numbers of at least 0".to_owned());
+    }
+    None
+}
+
+fn depth(value: &Value, above: usize) -> usize {
+    if above > MAX_DEPTH {
+        return above;
+    }
+    match value {
+        Value::Array(items) => items.iter().map(|item| depth(item, above + 1)).max().unwrap_or(above + 1),
+        Value::Object(map) => map.values().map(|item| depth(item, above + 1)).max().unwrap_or(above + 1),
+        _ => above,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn bad_jobs_are_refused_with_a_reason() {
+        let read = |value: Value| serde_json::from_value::<Submission>(value).unwrap();
+        assert_eq!(refuse(&read(json!({ "service": "s", "payload": { "a": [1, 2] } }))), None);
+        let mut deep = json!(1);
+        for _ in 0..70 {
+            deep = json!([deep]);
+        }
+        for (job, why) in [
+            (json!({ "service": "s", "payload": deep }), "nested deeper"),
+            (json!({ "service": "s", "payload": "x".repeat(1_100_000) }), "the payload has"),
+            (json!({ "service": "s", "idempotency_key": "" }), "idempotency key"),
+            (json!({ "service": "s", "retry": { "max_attempts": 0 } }), "max_attempts"),
+            (json!({ "service": "s", "timeout": 0 }), "timeout"),
+            (json!({ "service": "s", "customer": "c".repeat(300) }), "has 300 bytes"),
+            (json!({ "service": "s", "requirement": { "hardware": { "ram_gb": -1.0 } } }), "hardware"),
+        ] {
+            let refusal = refuse(&read(job)).unwrap();
+            assert!(refusal.contains(why), "{refusal}");
+        }
+    }
+}

@@ -1,0 +1,183 @@
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+
+use super::JobSink;
+use crate::base::{Backoff, Seconds, Timestamp};
+use crate::queue::{Broker, BrokerError, Failure, JobState, Progress, Token};
+
+/// At most so many log lines are kept of one attempt, each of so many bytes at most.
+const MAX_LOG_LINES: usize = 1_000;
+const MAX_LOG_BYTES: usize = 8 * 1024;
+/// Progress is delivered at most so often.
+const PROGRESS_EVERY: Duration = Duration::from_millis(200);
+
+/// How long the end of an attempt waits for its reports to be delivered.
+const FLUSH_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Collects what a running job reports and delivers it in order, without ever making the job wait.
+pub(super) struct Reporter {
+    shared: Arc<Shared>,
+    delivery: Mutex<Option<JoinHandle<()>>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    reports: Mutex<Reports>,
+    news: Notify,
+}
+
+#[derive(Default)]
+struct Reports {
+    latest: Option<Progress>,
+    undelivered: bool,
+    logs: Vec<String>,
+    log_lines: usize,
+    saved: Option<Value>,
+    closed: bool,
+}
+
+impl Reporter {
+    pub fn start(broker: Arc<dyn Broker>, token: Token) -> Self {
+        let shared = Arc::new(Shared::default());
+        let delivery = tokio::spawn(deliver(Arc::clone(&shared), broker, token));
+        Self { shared, delivery: Mutex::new(Some(delivery)) }
+    }
+
+    pub fn sink(&self) -> Arc<dyn JobSink> {
+        Arc::new(Sink(Arc::clone(&self.shared)))
+    }
+
+    pub fn progress(&self) -> Option<Progress> {
+        self.shared.lock().latest.clone()
+    }
+
+    /// Delivers what is left; what comes later is dropped.
+    pub async fn flush(&self) {
+        self.shared.lock().closed = true;
+        self.shared.news.notify_one();
+        let delivery = self.delivery.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(delivery) = delivery {
+            // A queue that does not answer must not hold back the outcome's own retries.
+            let _ = tokio::time::timeout(FLUSH_PATIENCE, delivery).await;
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Reports> {
+        // Nothing between lock and unlock can leave the reports half changed.
+        self.reports.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct Sink(Arc<Shared>);
+
+impl JobSink for Sink {
+    fn progress(&self, fraction: f64, message: &str) {
+        let fraction = if fraction.is_finite() { fraction.clamp(0.0, 1.0) } else { 0.0 };
+        let message = message.chars().take(500).collect();
+        let mut reports = self.0.lock();
+        reports.latest = Some(Progress { fraction, message, at: Timestamp::now() });
+        reports.undelivered = true;
+        drop(reports);
+        self.0.news.notify_one();
+    }
+
+    fn log(&self, line: &str) {
+        let mut reports = self.0.lock();
+        reports.log_lines += 1;
+        if reports.log_lines <= MAX_LOG_LINES {
+            let end = line.floor_char_boundary(MAX_LOG_BYTES);
+            reports.logs.push(line[..end].to_owned());
+        } else if reports.log_lines == MAX_LOG_LINES + 1 {
+            reports.logs.push(format!("further lines are not kept: {MAX_LOG_LINES} is the limit"));
+        }
+        drop(reports);
+        self.0.news.notify_one();
+    }
+
+    fn save(&self, value: Value) {
+        self.0.lock().saved = Some(value);
+        self.0.news.notify_one();
+    }
+}
+
+async fn deliver(shared: Arc<Shared>, broker: Arc<dyn Broker>, token: Token) {
+    let mut last_progress: Option<Instant> = None;
+    loop {
+        shared.news.notified().await;
+        loop {
+            let (saved, logs, closed) = {
+                let mut reports = shared.lock();
+                (reports.saved.take(), std::mem::take(&mut reports.logs), reports.closed)
+            };
+            // A refusal means that the job is held by somebody else, which the heartbeat finds out.
+            if let Some(value) = saved {
+                let _ = broker.save(&token, value).await;
+            }
+            for line in logs {
+                let _ = broker.log(&token, line).await;
+            }
+            let wait = last_progress.map_or(Duration::ZERO, |at| PROGRESS_EVERY.saturating_sub(at.elapsed()));
+            let progress = {
+                let mut reports = shared.lock();
+                let due = reports.undelivered && (wait.is_zero() || closed);
+                reports.undelivered &= !due;
+                if due { reports.latest.clone() } else { None }
+            };
+            if let Some(progress) = progress {
+                last_progress = Some(Instant::now());
+                let _ = broker.progress(&token, progress).await;
+            }
+            let (more, later) = {
+                let reports = shared.lock();
+                (reports.saved.is_some() || !reports.logs.is_empty(), reports.undelivered)
+            };
+            if more {
+                continue;
+            }
+            if closed {
+                return;
+            }
+            if !later {
+                break;
+            }
+            let _ = tokio::time::timeout(wait, shared.news.notified()).await;
+        }
+    }
+}
+
+/// What an attempt came to.
+pub(super) enum Outcome {
+    Completed(Value),
+    Failed(Failure),
+    /// No attempt charged.
+    Released(String),
+}
+
+/// Hands the outcome over, again and again while the queue cannot be reached; `None` when the job is not ours any more.
+pub(super) async fn hand_over(broker: &dyn Broker, token: &Token, outcome: &Outcome) -> Option<JobState> {
+    let backoff = Backoff { initial: Seconds::from_millis(100), max: Seconds::from_secs(5), ..Backoff::default() };
+    let mut failures = 0;
+    loop {
+        let result = match outcome {
+            Outcome::Completed(result) => broker.complete(token, result.clone()).await.map(|()| JobState::Completed),
+            Outcome::Failed(failure) => broker.fail(token, failure.clone()).await,
+            Outcome::Released(why) => broker.release(token, why).await.map(|()| JobState::Pending),
+        };
+        match result {
+            Ok(state) => return Some(state),
+            Err(BrokerError::Unavailable { why }) => {
+                failures += 1;
+                let delay = backoff.random_delay(failures);
+                tracing::warn!(job = %token.job, "the outcome is kept and tried again in {delay:?}: {why}");
+                tokio::time::sleep(delay).await;
+            }
+            Err(_) => return None,
+        }
+    }
+}

@@ -1,0 +1,448 @@
+use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt;
+use metrics::{gauge, histogram};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::events::{JobFailed, JobLost, JobOverdue, WorkerChanged};
+use super::job::{Outcome, Reporter, hand_over};
+use super::{Connector, JobContext, RunningJob, WorkerState, WorkerStatus};
+use crate::base::{Name, Timestamp};
+use crate::queue::{
+    Broker, BrokerError, Claim, ClaimRequest, Failure, FailureClass, JobId, JobState, Registration, Token,
+};
+use crate::spec::Capabilities;
+use crate::telemetry::{EventLog, Published};
+
+/// How often a check that fails is made again, and one that holds while the worker waits for jobs.
+const CHECK_FAILING: Duration = Duration::from_secs(2);
+const CHECK_HOLDING: Duration = Duration::from_secs(30);
+/// How long a connector may take to stop once it was told.
+const STOP_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Whether the services a worker needs are ready; the reason when they are not.
+pub type Readiness = Result<(), String>;
+
+pub struct WorkerConfig {
+    pub name: Name,
+    pub connector_name: Name,
+    pub slots: u32,
+    pub registration: Registration,
+    pub capabilities: Capabilities,
+    pub broker: Arc<dyn Broker>,
+    pub connector: Arc<dyn Connector>,
+    /// The queue's lease; the worker beats every third of it.
+    pub lease: Duration,
+    pub ready: watch::Receiver<Readiness>,
+    pub events: EventLog,
+}
+
+/// Namespace of [`Worker::start`].
+pub struct Worker;
+
+/// What one says to a worker.
+#[derive(Clone)]
+pub struct WorkerHandle {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    config: WorkerConfig,
+    connector: Mutex<Arc<dyn Connector>>,
+    slots: Mutex<u32>,
+    running: Mutex<BTreeMap<JobId, Running>>,
+    status: Published<WorkerStatus>,
+    /// Something changed that the claiming task should look at.
+    wake: Notify,
+    /// Set once: claim no more, and when to stop what still runs.
+    drain: watch::Sender<Option<Instant>>,
+    /// The connector's account is at fault: its check decides when to go on.
+    recheck: Notify,
+    stopped: CancellationToken,
+    state: Mutex<(WorkerState, Option<String>)>,
+    counts: Mutex<(u64, u64)>,
+}
+
+struct Running {
+    token: Token,
+    since: Timestamp,
+    cancel: CancellationToken,
+    /// Why it was told to stop.
+    why: Arc<Mutex<Option<StopReason>>>,
+    reporter: Arc<Reporter>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum StopReason {
+    Cancelled,
+    Lost,
+    Drained,
+}
+
+impl Worker {
+    /// Starts claiming as soon as everything is ready.
+    pub fn start(config: WorkerConfig, tracker: &TaskTracker) -> WorkerHandle {
+        let status = WorkerStatus {
+            name: config.name.clone(),
+            connector: config.connector_name.clone(),
+            slots: config.slots,
+            state: WorkerState::Waiting,
+            reason: None,
+            running: Vec::new(),
+            completed: 0,
+            failed: 0,
+        };
+        let shared = Arc::new(Shared {
+            connector: Mutex::new(Arc::clone(&config.connector)),
+            slots: Mutex::new(config.slots),
+            running: Mutex::default(),
+            status: Published::new(status),
+            wake: Notify::new(),
+            drain: watch::Sender::new(None),
+            recheck: Notify::new(),
+            stopped: CancellationToken::new(),
+            state: Mutex::new((WorkerState::Waiting, None)),
+            counts: Mutex::default(),
+            config,
+        });
+        let (claiming, beating) = (Arc::clone(&shared), Arc::clone(&shared));
+        let jobs = tracker.clone();
+        tracker.spawn(async move { claiming.run(&jobs).await });
+        tracker.spawn(async move { beating.keep_lease().await });
+        WorkerHandle { shared }
+    }
+}
+
+impl WorkerHandle {
+    pub fn status(&self) -> Arc<WorkerStatus> {
+        self.shared.status.get()
+    }
+
+    pub fn subscribe(&self) -> watch::Receiver<Arc<WorkerStatus>> {
+        self.shared.status.subscribe()
+    }
+
+    /// Jobs in flight finish on the connector they began with.
+    pub fn replace_connector(&self, connector: Arc<dyn Connector>) {
+        *lock(&self.shared.connector) = connector;
+        self.shared.recheck.notify_one();
+    }
+
+    pub fn set_slots(&self, slots: u32) {
+        *lock(&self.shared.slots) = slots;
+        self.shared.wake.notify_one();
+        self.shared.publish();
+    }
+
+    /// Claims no more. At `deadline` jobs that still run are told to stop and released, no attempt charged. A later call
+    /// can only bring the deadline forward.
+    pub fn drain(&self, deadline: Instant) {
+        self.shared.drain.send_modify(|current| *current = Some(current.map_or(deadline, |old| old.min(deadline))));
+        self.shared.wake.notify_one();
+    }
+
+    /// Returns when the worker has left the queue and nothing of it runs any more.
+    pub async fn stopped(&self) {
+        self.shared.stopped.cancelled().await;
+    }
+}
+
+impl Shared {
+    async fn run(self: Arc<Self>, jobs: &TaskTracker) {
+        gauge!("machinist_worker_slots", "worker" => self.config.name.to_string()).set(f64::from(*lock(&self.slots)));
+        let mut registered = false;
+        let mut checked: Option<Instant> = None;
+        let mut ready = self.config.ready.clone();
+        while self.drain.borrow().is_none() {
+            let not_ready = ready.borrow_and_update().clone().err();
+            if let Some(why) = not_ready {
+                self.set_state(WorkerState::Waiting, Some(why));
+                self.pause(Duration::MAX, &mut ready).await;
+                continue;
+            }
+            if checked.is_none_or(|at| at.elapsed() >= CHECK_HOLDING) {
+                let connector = Arc::clone(&lock(&self.connector));
+                let outcome = AssertUnwindSafe(connector.check()).catch_unwind().await;
+                if let Err(failure) = outcome.unwrap_or_else(|_| Err(panicked("the check"))) {
+                    checked = None;
+                    self.set_state(WorkerState::NotReady, Some(failure.message));
+                    self.pause(CHECK_FAILING, &mut ready).await;
+                    continue;
+                }
+                checked = Some(Instant::now());
+            }
+            if !registered {
+                match self.config.broker.register(&self.config.registration, &self.config.capabilities).await {
+                    Ok(()) => registered = true,
+                    Err(cause) => {
+                        self.set_state(WorkerState::Disconnected, Some(cause.to_string()));
+                        self.pause(CHECK_FAILING, &mut ready).await;
+                        continue;
+                    }
+                }
+            }
+            let busy = u32::try_from(lock(&self.running).len()).unwrap_or(u32::MAX);
+            let free = lock(&self.slots).saturating_sub(busy);
+            if free == 0 {
+                self.set_state(WorkerState::Active, None);
+                self.pause(Duration::MAX, &mut ready).await;
+                continue;
+            }
+            let request = ClaimRequest { registration: self.config.registration.clone(), limit: free };
+            match self.config.broker.claim(&request).await {
+                Ok(claims) => {
+                    self.set_state(WorkerState::Active, None);
+                    let none = claims.is_empty();
+                    for claim in claims {
+                        self.begin(claim, jobs);
+                    }
+                    if none {
+                        let patience = checked.map_or(CHECK_HOLDING, |at| CHECK_HOLDING.saturating_sub(at.elapsed()));
+                        tokio::select! {
+                            () = self.config.broker.wait(&self.config.registration, patience) => {}
+                            () = self.wake.notified() => {}
+                            () = self.recheck.notified() => checked = None,
+                            _ = ready.changed() => {}
+                        }
+                    }
+                }
+                Err(BrokerError::NotRegistered(_)) => registered = false,
+                Err(cause) => {
+                    self.set_state(WorkerState::Disconnected, Some(cause.to_string()));
+                    self.pause(CHECK_FAILING, &mut ready).await;
+                }
+            }
+            if self.recheck.notified().now_or_never().is_some() {
+                checked = None;
+            }
+        }
+        self.finish(registered).await;
+    }
+
+    async fn pause(&self, at_most: Duration, ready: &mut watch::Receiver<Readiness>) {
+        tokio::select! {
+            () = self.wake.notified() => {}
+            _ = ready.changed() => {}
+            () = tokio::time::sleep(at_most.min(CHECK_HOLDING)) => {}
+        }
+    }
+
+    /// Waits for the running jobs, at the deadline stops them, and takes leave.
+    async fn finish(&self, registered: bool) {
+        self.set_state(WorkerState::Draining, None);
+        let mut drain = self.drain.subscribe();
+        while !lock(&self.running).is_empty() {
+            let deadline = drain.borrow_and_update().unwrap_or_else(Instant::now);
+            tokio::select! {
+                () = self.wake.notified() => {}
+                _ = drain.changed() => {}
+                () = tokio::time::sleep_until(deadline.into()) => {
+                    self.stop_running(StopReason::Drained, |_| true);
+                    // They end on their own time; what does not end is left to the lease.
+                    let _ = tokio::time::timeout(STOP_PATIENCE, async {
+                        while !lock(&self.running).is_empty() {
+                            self.wake.notified().await;
+                        }
+                    }).await;
+                    break;
+                }
+            }
+        }
+        if registered {
+            let leave = self.config.broker.deregister(&self.config.registration);
+            let _ = tokio::time::timeout(Duration::from_secs(2), leave).await;
+        }
+        self.set_state(WorkerState::Stopped, None);
+        self.stopped.cancel();
+    }
+
+    fn begin(self: &Arc<Self>, claim: Claim, jobs: &TaskTracker) {
+        let reporter = Arc::new(Reporter::start(Arc::clone(&self.config.broker), claim.token.clone()));
+        let cancel = CancellationToken::new();
+        let running = Running {
+            token: claim.token.clone(),
+            since: Timestamp::now(),
+            cancel: cancel.clone(),
+            why: Arc::default(),
+            reporter: Arc::clone(&reporter),
+        };
+        let why = Arc::clone(&running.why);
+        lock(&self.running).insert(claim.token.job.clone(), running);
+        self.publish();
+        let (this, connector) = (Arc::clone(self), Arc::clone(&lock(&self.connector)));
+        jobs.spawn(async move { this.run_job(claim, connector, cancel, &why, reporter).await });
+    }
+
+    async fn run_job(
+        self: Arc<Self>,
+        claim: Claim,
+        connector: Arc<dyn Connector>,
+        cancel: CancellationToken,
+        why: &Mutex<Option<StopReason>>,
+        reporter: Arc<Reporter>,
+    ) {
+        let begun = Instant::now();
+        let timeout = claim.job.submission.timeout.get();
+        let deadline = begun + timeout;
+        let context = JobContext { cancel: cancel.clone(), deadline, sink: reporter.sink() };
+        let id = claim.token.job.clone();
+        let run = AssertUnwindSafe(connector.run(Arc::new(claim.job), context)).catch_unwind();
+        tokio::pin!(run);
+        let mut timed_out = false;
+        let result = tokio::select! {
+            result = &mut run => Some(result),
+            () = tokio::time::sleep_until(deadline.into()) => {
+                timed_out = true;
+                cancel.cancel();
+                tokio::time::timeout(STOP_PATIENCE, &mut run).await.ok()
+            }
+        };
+        let reason = *lock(why);
+        let timeout_failure = || {
+            let limit = humantime::format_duration(timeout);
+            Outcome::Failed(Failure::new(FailureClass::Timeout, format!("it ran longer than {limit} and was stopped")))
+        };
+        let outcome = match &result {
+            Some(Ok(Ok(value))) if !timed_out => Outcome::Completed(value.clone()),
+            _ if timed_out => timeout_failure(),
+            Some(Ok(Err(failure))) => match (failure.class, reason) {
+                (_, Some(StopReason::Drained)) => Outcome::Released("its worker is stopping".to_owned()),
+                (_, Some(StopReason::Cancelled)) => {
+                    Outcome::Failed(Failure::new(FailureClass::Cancelled, "cancelled by request"))
+                }
+                _ => Outcome::Failed(failure.clone()),
+            },
+            _ => Outcome::Failed(panicked("the connector")),
+        };
+        let label = match &outcome {
+            Outcome::Completed(_) => "completed",
+            Outcome::Released(_) => "released",
+            Outcome::Failed(failure) if failure.class == FailureClass::Cancelled => "cancelled",
+            Outcome::Failed(failure) if failure.class == FailureClass::Timeout => "timeout",
+            Outcome::Failed(_) => "failed",
+        };
+        let connector_name = self.config.connector_name.to_string();
+        histogram!("machinist_job_duration_seconds", "connector" => connector_name, "outcome" => label)
+            .record(begun.elapsed().as_secs_f64());
+        reporter.flush().await;
+        self.deliver(&claim.token, &outcome).await;
+        if result.is_none() {
+            self.config.events.emit(&JobOverdue { worker: self.config.name.clone(), job: id.clone() });
+            // The slot is free when the work has stopped, not before.
+            drop(run.await);
+        }
+        lock(&self.running).remove(&id);
+        self.wake.notify_one();
+        self.publish();
+    }
+
+    async fn deliver(&self, token: &Token, outcome: &Outcome) {
+        let state = hand_over(self.config.broker.as_ref(), token, outcome).await;
+        let (worker, job) = (self.config.name.clone(), token.job.clone());
+        match (state, outcome) {
+            (None, _) => self.config.events.emit(&JobLost { worker, job }),
+            (Some(JobState::Completed), _) => lock(&self.counts).0 += 1,
+            (Some(JobState::Failed), Outcome::Failed(failure)) => {
+                lock(&self.counts).1 += 1;
+                self.config.events.emit(&JobFailed { worker, job, failure: failure.clone() });
+            }
+            (Some(_), Outcome::Failed(failure)) if failure.class == FailureClass::Account => self.recheck.notify_one(),
+            (Some(_), _) => {}
+        }
+    }
+
+    /// Renews the lease and acts on what the answer says of the jobs held here.
+    async fn keep_lease(&self) {
+        let beat = (self.config.lease / 3).max(Duration::from_millis(50));
+        // A worker that could not renew stops its jobs before the queue gives them to others.
+        let margin = self.config.lease / 6;
+        let mut renewed = Instant::now();
+        loop {
+            tokio::select! {
+                () = self.stopped.cancelled() => return,
+                () = tokio::time::sleep(beat) => {}
+            }
+            let held: Vec<Token> = lock(&self.running).values().map(|running| running.token.clone()).collect();
+            let asked = Instant::now();
+            let heartbeat = self.config.broker.heartbeat(&self.config.registration, &held);
+            match tokio::time::timeout(beat, heartbeat).await {
+                Ok(Ok(reply)) => {
+                    renewed = asked;
+                    self.stop_running(StopReason::Cancelled, |id| reply.cancelled.contains(id));
+                    self.stop_running(StopReason::Lost, |id| reply.lost.contains(id));
+                }
+                Ok(Err(BrokerError::NotRegistered(_))) => self.stop_running(StopReason::Lost, |_| !held.is_empty()),
+                Ok(Err(_)) | Err(_) => {
+                    if renewed.elapsed() + margin >= self.config.lease {
+                        self.stop_running(StopReason::Lost, |_| true);
+                    }
+                }
+            }
+            self.publish();
+        }
+    }
+
+    fn stop_running(&self, reason: StopReason, which: impl Fn(&JobId) -> bool) {
+        for (id, running) in lock(&self.running).iter() {
+            if which(id) {
+                lock(&running.why).get_or_insert(reason);
+                running.cancel.cancel();
+            }
+        }
+    }
+
+    fn set_state(&self, state: WorkerState, reason: Option<String>) {
+        let new = (state, reason);
+        let mut current = lock(&self.state);
+        if *current == new {
+            return;
+        }
+        let changed = current.0 != new.0;
+        current.clone_from(&new);
+        drop(current);
+        if changed {
+            let (worker, (state, reason)) = (self.config.name.clone(), new);
+            self.config.events.emit(&WorkerChanged { worker, state, reason });
+        }
+        self.publish();
+    }
+
+    fn publish(&self) {
+        let running: Vec<RunningJob> = lock(&self.running)
+            .iter()
+            .map(|(id, running)| RunningJob {
+                id: id.clone(),
+                since: running.since,
+                progress: running.reporter.progress(),
+            })
+            .collect();
+        #[expect(clippy::cast_precision_loss, reason = "a gauge is a double")]
+        gauge!("machinist_worker_busy", "worker" => self.config.name.to_string()).set(running.len() as f64);
+        let (state, reason) = lock(&self.state).clone();
+        let (completed, failed) = *lock(&self.counts);
+        self.status.set_if_changed(WorkerStatus {
+            name: self.config.name.clone(),
+            connector: self.config.connector_name.clone(),
+            slots: *lock(&self.slots),
+            state,
+            reason,
+            running,
+            completed,
+            failed,
+        });
+    }
+}
+
+fn panicked(what: &str) -> Failure {
+    Failure::new(FailureClass::Retryable, format!("{what} panicked; the engine's log has the place"))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // No lock here is held over a panic that leaves its value half changed.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
