@@ -1,1 +1,24 @@
+//! The Rhai host: compiles programs, checks them, and runs their hooks on threads of their own, each with a deadline and a
+//! cancel token, away from the async workers and without a lock.
+//!
+//! An engine is built once per program and shared; what belongs to one call (its deadline, its job) lies in the thread that
+//! runs the call, see `call`.
 
+mod api;
+mod call;
+mod connector;
+mod context;
+mod engine;
+mod error;
+mod failure;
+mod hooks;
+mod lint;
+mod locate;
+mod program;
+mod resolver;
+mod runner;
+
+pub use connector::{ConnectorContext, ConnectorProgram};
+pub use context::MachineContext;
+pub use hooks::{StepObserver, StepReport};
+pub use program::{MachineProgram, ScriptHost, ScriptHostConfig};

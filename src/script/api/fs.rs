@@ -1,0 +1,108 @@
+//! `fs::`: files below the machine's directory (read) and the call's work directory (read and write). A job's relative
+//! paths begin in its work directory, others in the machine's.
+
+use std::path::{Component, Path, PathBuf};
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use rhai::{Array, FuncRegistration, Module};
+
+use super::crypto::sha256;
+use crate::script::call::{Call, ScriptResult, error};
+
+/// What a script may read at once.
+const MAX_READ: u64 = 8 * 1024 * 1024;
+
+pub(super) fn module() -> Module {
+    let mut module = Module::new();
+    FuncRegistration::new("exists")
+        .set_into_module(&mut module, |path: &str| -> ScriptResult<bool> { Ok(readable(path)?.exists()) });
+    FuncRegistration::new("size").set_into_module(&mut module, |path: &str| -> ScriptResult<i64> {
+        let path = readable(path)?;
+        let length = std::fs::metadata(&path).map_err(|cause| failed(&path, &cause))?.len();
+        Ok(i64::try_from(length).unwrap_or(i64::MAX))
+    });
+    FuncRegistration::new("read_text").set_into_module(&mut module, |path: &str| -> ScriptResult<String> {
+        let bytes = read(path)?;
+        String::from_utf8(bytes).map_err(|_| error(format!("{path:?} is no UTF-8 text")))
+    });
+    FuncRegistration::new("read_base64")
+        .set_into_module(&mut module, |path: &str| -> ScriptResult<String> { Ok(BASE64_STANDARD.encode(read(path)?)) });
+    FuncRegistration::new("is_text").set_into_module(&mut module, |path: &str| -> ScriptResult<bool> {
+        Ok(String::from_utf8(read(path)?).is_ok())
+    });
+    FuncRegistration::new("sha256")
+        .set_into_module(&mut module, |path: &str| -> ScriptResult<String> { Ok(sha256(&read(path)?)) });
+    FuncRegistration::new("list").set_into_module(&mut module, |path: &str| -> ScriptResult<Array> {
+        let path = readable(path)?;
+        let entries = std::fs::read_dir(&path).map_err(|cause| failed(&path, &cause))?;
+        let mut names: Vec<String> =
+            entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).take(10_000).collect();
+        names.sort_unstable();
+        Ok(names.into_iter().map(Into::into).collect())
+    });
+    FuncRegistration::new("write_text").set_into_module(&mut module, |path: &str, text: &str| -> ScriptResult<()> {
+        let path = writable(path)?;
+        std::fs::write(&path, text).map_err(|cause| failed(&path, &cause))
+    });
+    FuncRegistration::new("mkdir").set_into_module(&mut module, |path: &str| -> ScriptResult<()> {
+        let path = writable(path)?;
+        std::fs::create_dir_all(&path).map_err(|cause| failed(&path, &cause))
+    });
+    FuncRegistration::new("remove").set_into_module(&mut module, |path: &str| -> ScriptResult<()> {
+        let path = writable(path)?;
+        let outcome = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+        match outcome {
+            Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => Err(failed(&path, &cause)),
+            _ => Ok(()),
+        }
+    });
+    module
+}
+
+fn read(path: &str) -> ScriptResult<Vec<u8>> {
+    let path = readable(path)?;
+    let length = std::fs::metadata(&path).map_err(|cause| failed(&path, &cause))?.len();
+    if length > MAX_READ {
+        return Err(error(format!("{} has {length} bytes, a script reads at most {MAX_READ}", path.display())));
+    }
+    std::fs::read(&path).map_err(|cause| failed(&path, &cause))
+}
+
+fn readable(path: &str) -> ScriptResult<PathBuf> {
+    let call = Call::current()?;
+    let config = &call.deps.config;
+    let base = call.work_dir.clone().unwrap_or_else(|| config.machine_dir.clone());
+    let mut roots = vec![config.machine_dir.clone()];
+    roots.extend(call.work_dir);
+    inside(&base, path, &roots)
+}
+
+fn writable(path: &str) -> ScriptResult<PathBuf> {
+    let call = Call::current()?;
+    let root = call.work_dir.unwrap_or_else(|| call.deps.config.state_dir.join("work"));
+    std::fs::create_dir_all(&root).map_err(|cause| failed(&root, &cause))?;
+    inside(&root, path, std::slice::from_ref(&root))
+}
+
+/// `path` from `base`, when neither `..` nor a link takes it out of all `roots`.
+pub(super) fn inside(base: &Path, path: &str, roots: &[PathBuf]) -> ScriptResult<PathBuf> {
+    let full = base.join(path);
+    let outside = || error(format!("{path:?} lies outside of the directories that scripts may use"));
+    if full.components().any(|part| matches!(part, Component::ParentDir)) || path.contains('\0') {
+        return Err(outside());
+    }
+    // What is there already decides where the path leads; the rest of it is plain.
+    let there = full.ancestors().find(|ancestor| ancestor.symlink_metadata().is_ok()).ok_or_else(outside)?;
+    let real = there.canonicalize().map_err(|_| outside())?;
+    let allowed = roots.iter().filter_map(|root| root.canonicalize().ok()).any(|root| {
+        // A root that is not there yet can only be met above it.
+        real.starts_with(&root)
+    });
+    let below_missing_root = roots.iter().any(|root| !root.exists() && full.starts_with(root));
+    if allowed || below_missing_root { Ok(full) } else { Err(outside()) }
+}
+
+fn failed(path: &Path, cause: &std::io::Error) -> Box<rhai::EvalAltResult> {
+    error(format!("{}: {cause}", path.display()))
+}

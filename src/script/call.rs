@@ -1,0 +1,96 @@
+//! What belongs to one call of a hook: kept in the thread that runs it, so that primitives find it without a lock and one
+//! engine serves any number of calls.
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rhai::{Dynamic, EvalAltResult, Position};
+use tokio_util::sync::CancellationToken;
+
+use super::hooks::StepObserver;
+use super::program::Deps;
+use crate::worker::JobSink;
+
+/// The value of `ErrorTerminated` tells why a call was ended.
+pub(super) const CANCELLED: &str = "cancelled";
+pub(super) const DEADLINE: &str = "deadline";
+
+#[derive(Clone)]
+pub(super) struct Call {
+    pub deps: Arc<Deps>,
+    pub cancel: CancellationToken,
+    pub deadline: Instant,
+    pub sink: Option<Arc<dyn JobSink>>,
+    /// Where relative paths begin and what may be written.
+    pub work_dir: Option<PathBuf>,
+    pub steps: Option<Arc<dyn StepObserver>>,
+}
+
+thread_local! {
+    static CURRENT: RefCell<Option<Call>> = const { RefCell::new(None) };
+}
+
+pub(super) type ScriptResult<T> = Result<T, Box<EvalAltResult>>;
+
+impl Call {
+    /// Runs `work` with this call as the current one.
+    pub fn scope<T>(self, work: impl FnOnce() -> T) -> T {
+        CURRENT.with(|current| current.replace(Some(self)));
+        let result = work();
+        CURRENT.with(|current| current.replace(None));
+        result
+    }
+
+    /// The call that this thread runs.
+    pub fn current() -> ScriptResult<Self> {
+        let current = CURRENT.with(|current| current.borrow().clone());
+        current.ok_or_else(|| error("this function can be used inside a hook only"))
+    }
+
+    /// Why the call has to end now, if it has to.
+    pub fn interruption(&self) -> Option<&'static str> {
+        if self.cancel.is_cancelled() {
+            Some(CANCELLED)
+        } else if Instant::now() >= self.deadline {
+            Some(DEADLINE)
+        } else {
+            None
+        }
+    }
+
+    /// Waits for a future, no longer than the call may.
+    pub fn wait<T>(&self, future: impl Future<Output = T>) -> ScriptResult<T> {
+        if let Some(why) = self.interruption() {
+            return Err(terminated(why));
+        }
+        self.deps.runtime.block_on(async {
+            tokio::select! {
+                biased;
+                () = self.cancel.cancelled() => Err(terminated(CANCELLED)),
+                value = future => Ok(value),
+                () = tokio::time::sleep_until(self.deadline.into()) => Err(terminated(DEADLINE)),
+            }
+        })
+    }
+
+    pub fn sleep(&self, duration: Duration) -> ScriptResult<()> {
+        self.wait(async { tokio::time::sleep(duration).await })
+    }
+}
+
+/// Looked at every few thousand operations of a script.
+pub(super) fn interruption_of_current() -> Option<&'static str> {
+    CURRENT.with(|current| current.borrow().as_ref().and_then(Call::interruption))
+}
+
+/// Cannot be caught by a script.
+pub(super) fn terminated(why: &'static str) -> Box<EvalAltResult> {
+    EvalAltResult::ErrorTerminated(Dynamic::from(why.to_owned()), Position::NONE).into()
+}
+
+pub(super) fn error(message: impl Into<String>) -> Box<EvalAltResult> {
+    EvalAltResult::ErrorRuntime(Dynamic::from(message.into()), Position::NONE).into()
+}

@@ -1,0 +1,137 @@
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use rhai::Dynamic;
+use serde::Serialize;
+use serde_json::{Map, Value};
+use tokio_util::sync::CancellationToken;
+
+use super::MachineContext;
+use super::api::JobHandle;
+use super::call::Call;
+use super::error::failure_of;
+use super::program::Program;
+use crate::base::Name;
+use crate::queue::{Failure, FailureClass, Job};
+use crate::worker::{Connector, JobContext};
+
+const CHECK_LIMIT: Duration = Duration::from_secs(10);
+const CANCEL_LIMIT: Duration = Duration::from_secs(10);
+
+/// A connector's script, compiled and checked; `bind` gives it a place in a machine.
+#[derive(Clone)]
+pub struct ConnectorProgram {
+    name: Name,
+    program: Arc<Program>,
+}
+
+/// What scripts see as `ctx`.
+#[derive(Clone, Debug, Serialize)]
+pub struct ConnectorContext {
+    pub connector: Name,
+    pub worker: Name,
+    pub vars: Map<String, Value>,
+    pub machine: MachineContext,
+    /// Jobs of this worker keep their files below it.
+    pub work_dir: PathBuf,
+}
+
+struct Bound {
+    program: Arc<Program>,
+    context: ConnectorContext,
+}
+
+impl ConnectorProgram {
+    pub(super) fn new(name: Name, program: Arc<Program>) -> Self {
+        Self { name, program }
+    }
+
+    pub fn name(&self) -> &Name {
+        &self.name
+    }
+
+    /// Every file it is made of with the SHA-256 of its text; the script itself first.
+    pub fn files(&self) -> Vec<(PathBuf, String)> {
+        self.program.files()
+    }
+
+    pub fn bind(&self, context: ConnectorContext) -> Arc<dyn Connector> {
+        Arc::new(Bound { program: Arc::clone(&self.program), context })
+    }
+}
+
+impl Bound {
+    fn context(&self) -> ConnectorContext {
+        self.context.clone()
+    }
+
+    fn call(&self, cancel: CancellationToken, deadline: Instant) -> Call {
+        let mut call = self.program.call(cancel, deadline);
+        call.work_dir = Some(self.context.work_dir.clone());
+        call
+    }
+
+    /// Tells the backend to stop; what it answers changes nothing any more.
+    async fn tell_cancelled(&self, job: JobHandle) {
+        if !self.program.has("cancel", 2) {
+            return;
+        }
+        let call = self.call(CancellationToken::new(), Instant::now() + CANCEL_LIMIT);
+        let context = self.context();
+        let arguments = move || Ok((Dynamic::from(job), rhai::serde::to_dynamic(&context)?));
+        if let Err(cause) = self.program.invoke("cancel", call, arguments).await {
+            let problem = self.program.problem(&cause, "cancel", Some(CANCEL_LIMIT));
+            tracing::warn!(connector = %self.context.connector, "{problem}");
+        }
+    }
+}
+
+#[async_trait]
+impl Connector for Bound {
+    async fn check(&self) -> Result<(), Failure> {
+        if !self.program.has("check", 1) {
+            return Ok(());
+        }
+        let call = self.call(CancellationToken::new(), Instant::now() + CHECK_LIMIT);
+        let context = self.context();
+        let outcome = self.program.invoke("check", call, move || Ok((rhai::serde::to_dynamic(&context)?,))).await;
+        let answer = outcome.map_err(|cause| {
+            let problem = self.program.problem(&cause, "check", Some(CHECK_LIMIT));
+            failure_of(&cause, &problem)
+        })?;
+        // A check may throw a reason, or just say no.
+        match answer.as_bool() {
+            Ok(false) => Err(Failure::new(FailureClass::Retryable, "the connector's check says that it is not ready")),
+            _ => Ok(()),
+        }
+    }
+
+    async fn run(&self, job: Arc<Job>, context: JobContext) -> Result<Value, Failure> {
+        let hook = if job.saved.is_some() && self.program.has("resume", 2) { "resume" } else { "run" };
+        let mut call = self.call(context.cancel.clone(), context.deadline);
+        call.sink = Some(Arc::clone(&context.sink));
+        let work_dir = self.context.work_dir.join(format!("{}-{}", job.id.as_str().replace(':', "_"), job.claims));
+        call.work_dir = Some(work_dir.clone());
+        let handle = JobHandle::new(Arc::clone(&job), Arc::clone(&context.sink), context.cancel.clone(), work_dir);
+        let (argument, bound) = (handle.clone(), self.context());
+        let arguments = move || Ok((Dynamic::from(argument), rhai::serde::to_dynamic(&bound)?));
+        let limit = job.submission.timeout.get();
+        match self.program.invoke(hook, call, arguments).await {
+            Ok(returned) => rhai::serde::from_dynamic(&returned).map_err(|cause| {
+                let message = format!("{hook}(job, ctx) returned something that is no plain data: {cause}");
+                Failure::new(FailureClass::Fatal, message)
+            }),
+            Err(cause) => {
+                if context.cancel.is_cancelled() || Instant::now() >= context.deadline {
+                    self.tell_cancelled(handle).await;
+                }
+                let problem = self.program.problem(&cause, hook, Some(limit));
+                let failure = failure_of(&cause, &problem);
+                tracing::debug!(connector = %self.context.connector, job = %job.id, "{problem}");
+                Err(failure)
+            }
+        }
+    }
+}

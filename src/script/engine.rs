@@ -1,0 +1,49 @@
+use rhai::{Dynamic, Engine, OptimizationLevel};
+
+use super::resolver::RootedResolver;
+use super::{api, call, failure};
+
+/// Which primitives a script gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Power {
+    /// Computes from its arguments and nothing else.
+    Pure,
+    Full,
+}
+
+/// Operations a pure hook may use: seconds of pure computing.
+const PURE_OPERATIONS: u64 = 50_000_000;
+
+/// An engine in which nothing is unlimited and nothing blocks without end.
+pub(super) fn build(power: Power, resolver: RootedResolver) -> Engine {
+    let mut engine = Engine::new();
+    engine.set_optimization_level(OptimizationLevel::Simple);
+    engine.set_strict_variables(true);
+    engine.set_fail_on_invalid_map_property(true);
+    engine.set_max_call_levels(64);
+    engine.set_max_expr_depths(128, 64);
+    engine.set_max_string_size(8 * 1024 * 1024);
+    engine.set_max_array_size(100_000);
+    engine.set_max_map_size(100_000);
+    engine.set_max_modules(50);
+    engine.set_max_functions(1_000);
+    engine.set_max_variables(1_000);
+    if power == Power::Pure {
+        engine.set_max_operations(PURE_OPERATIONS);
+    }
+    engine.disable_symbol("eval");
+    engine.set_module_resolver(resolver);
+    // Looking at the clock at every operation would double the time a script takes.
+    engine.on_progress(|operations| {
+        if operations & 0xfff == 0 {
+            call::interruption_of_current().map(|why| Dynamic::from(why.to_owned()))
+        } else {
+            None
+        }
+    });
+    engine.on_print(|text| tracing::info!("script: {text}"));
+    engine.on_debug(|text, _, position| tracing::info!("script {position:?}: {text}"));
+    failure::register(&mut engine);
+    api::register(&mut engine, power);
+    engine
+}

@@ -1,0 +1,13 @@
+//! The hooks of a machine's script, one file each.
+
+mod on_event;
+mod services;
+mod shutdown;
+mod startup;
+
+use std::time::Duration;
+
+pub use startup::{StepObserver, StepReport};
+
+/// Pure hooks compute; this is generous.
+const PURE_LIMIT: Duration = Duration::from_secs(5);

@@ -1,0 +1,238 @@
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rhai::{AST, Dynamic, Engine, FuncArgs, Scope};
+use sha2::{Digest, Sha256};
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+
+use super::call::{Call, ScriptResult};
+use super::connector::ConnectorProgram;
+use super::engine::{self, Power};
+use super::error::Places;
+use super::lint::Functions;
+use super::locate::locate;
+use super::resolver::RootedResolver;
+use super::runner;
+use crate::base::{Name, Problem, Problems, SourceText, did_you_mean};
+use crate::host::process::Processes;
+use crate::spec::FieldProblem;
+use crate::supervisor::SupervisorHandle;
+
+pub struct ScriptHostConfig {
+    pub machine_dir: PathBuf,
+    pub scripts_dir: PathBuf,
+    pub state_dir: PathBuf,
+    pub processes: Processes,
+    /// For the `service::` primitives and the start-up sequence; none where nothing runs, as in `machinist check`.
+    pub supervisor: Option<SupervisorHandle>,
+    /// `<machine>/<engine incarnation>`, for the marks of processes that scripts start.
+    pub mark_prefix: String,
+    pub runtime: Handle,
+}
+
+/// What primitives work with.
+pub(super) struct Deps {
+    pub config: ScriptHostConfig,
+    pub runtime: Handle,
+}
+
+/// Loads programs.
+#[derive(Clone)]
+pub struct ScriptHost {
+    deps: Arc<Deps>,
+}
+
+/// Top levels only declare; a second is plenty.
+const LOAD_LIMIT: Duration = Duration::from_secs(2);
+
+impl ScriptHost {
+    pub fn new(config: ScriptHostConfig) -> Self {
+        let runtime = config.runtime.clone();
+        Self { deps: Arc::new(Deps { config, runtime }) }
+    }
+
+    /// Reads, compiles and checks a machine's script. Runs nothing but its top level. Blocks.
+    pub fn load_machine(&self, path: &Path) -> Result<MachineProgram, Problems> {
+        let hooks = [
+            ("services", 1, true),
+            ("workers", 1, false),
+            ("startup", 1, false),
+            ("on_event", 2, false),
+            ("shutdown", 1, false),
+        ];
+        let full = Program::load(&self.deps, path, Power::Full, &hooks)?;
+        // The same text for the hooks that only compute. It is not checked against the smaller set of primitives as a
+        // whole, since `startup` may use them all; a pure hook that does is told when it is called.
+        let pure = Program::load_unchecked(&self.deps, path, Power::Pure)?;
+        Ok(MachineProgram { pure: Arc::new(pure), full: Arc::new(full) })
+    }
+
+    /// Reads, compiles and checks a connector. Blocks.
+    pub fn load_connector(&self, name: &Name, path: &Path) -> Result<ConnectorProgram, Problems> {
+        let hooks = [("check", 1, false), ("run", 2, true), ("cancel", 2, false), ("resume", 2, false)];
+        let program = Program::load(&self.deps, path, Power::Full, &hooks)?;
+        Ok(ConnectorProgram::new(name.clone(), Arc::new(program)))
+    }
+}
+
+/// A machine's script, compiled and checked.
+#[derive(Clone)]
+pub struct MachineProgram {
+    pub(super) pure: Arc<Program>,
+    pub(super) full: Arc<Program>,
+}
+
+impl MachineProgram {
+    /// Every file it is made of with the SHA-256 of its text; the script itself first.
+    pub fn files(&self) -> Vec<(PathBuf, String)> {
+        self.full.files()
+    }
+
+    /// Gives problems in what `services(m)` and `workers(m)` returned their place.
+    pub fn locate(&self, problems: Vec<FieldProblem>) -> Problems {
+        locate(&self.full.sources[0], problems)
+    }
+}
+
+/// One script with its engine.
+pub(super) struct Program {
+    pub deps: Arc<Deps>,
+    pub engine: Engine,
+    pub ast: AST,
+    pub sources: Vec<SourceText>,
+    functions: Vec<String>,
+}
+
+impl Program {
+    fn load(deps: &Arc<Deps>, path: &Path, power: Power, hooks: &[(&str, usize, bool)]) -> Result<Self, Problems> {
+        let (program, mut problems) = Self::compile(deps, path, power, true)?;
+        problems.extend(program.check_hooks(hooks));
+        if problems.has_errors() {
+            return Err(problems);
+        }
+        program.run_top_level()
+    }
+
+    fn load_unchecked(deps: &Arc<Deps>, path: &Path, power: Power) -> Result<Self, Problems> {
+        let (program, _) = Self::compile(deps, path, power, false)?;
+        program.run_top_level()
+    }
+
+    fn compile(deps: &Arc<Deps>, path: &Path, power: Power, lint: bool) -> Result<(Self, Problems), Problems> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|cause| Problem::error(format!("the script cannot be read: {cause}")).in_file(path))?;
+        let source = SourceText::new(path, &text);
+        let roots = vec![deps.config.machine_dir.clone(), deps.config.scripts_dir.clone()];
+        let engine = engine::build(power, RootedResolver::new(roots));
+        let functions = Functions::of(&engine);
+        let names = functions.names();
+        let sources = vec![source];
+        let mut ast = engine.compile(&text).map_err(|cause| {
+            let places = Places { sources: &sources, functions: &names };
+            Problems::from(places.syntax(&sources[0], &cause))
+        })?;
+        ast.set_source(path.display().to_string());
+        let problems = if lint { Problems(functions.check(&ast, &sources[0])) } else { Problems::default() };
+        Ok((Self { deps: Arc::clone(deps), engine, ast, sources, functions: names }, problems))
+    }
+
+    /// Runs the declarations once, which loads and runs all imports.
+    fn run_top_level(mut self) -> Result<Self, Problems> {
+        let roots = vec![self.deps.config.machine_dir.clone(), self.deps.config.scripts_dir.clone()];
+        let resolver = RootedResolver::new(roots);
+        self.engine.set_module_resolver(resolver.clone());
+        let call = self.call(CancellationToken::new(), Instant::now() + LOAD_LIMIT);
+        let outcome = call.scope(|| self.engine.run_ast_with_scope(&mut Scope::new(), &self.ast));
+        self.sources.extend(resolver.sources());
+        match outcome {
+            Ok(()) => Ok(self),
+            Err(cause) => Err(self.problem(&cause, "", Some(LOAD_LIMIT)).into()),
+        }
+    }
+
+    fn check_hooks(&self, hooks: &[(&str, usize, bool)]) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        let defined: Vec<(String, usize)> =
+            self.ast.iter_functions().map(|function| (function.name.to_owned(), function.params.len())).collect();
+        for (hook, arity, required) in hooks {
+            let arguments = defined.iter().filter(|(name, _)| name == hook).map(|(_, n)| *n).collect::<Vec<_>>();
+            if arguments.contains(arity) {
+                continue;
+            }
+            let parameters = ["m", "m, event"].get(arity - 1).copied().unwrap_or("...");
+            let parameters = match (*hook, *arity) {
+                ("check", _) => "ctx",
+                ("run" | "cancel" | "resume", _) => "job, ctx",
+                _ => parameters,
+            };
+            if let Some(wrong) = arguments.first() {
+                let message = format!("the hook {hook} takes {arity} arguments, this one takes {wrong}");
+                problems.push(
+                    self.at_function(hook, Problem::error(message)).help(format!("write fn {hook}({parameters})")),
+                );
+            } else if *required {
+                let names = defined.iter().map(|(name, _)| name.as_str());
+                let help = match did_you_mean(hook, names) {
+                    Some(close) => format!("is fn {close} meant to be it?"),
+                    None => format!("write fn {hook}({parameters}) {{ ... }}"),
+                };
+                let message = format!("the hook {hook}({parameters}) is missing");
+                problems.push(Problem::error(message).in_file(&self.sources[0].file).help(help));
+            }
+        }
+        problems
+    }
+
+    fn at_function(&self, name: &str, problem: Problem) -> Problem {
+        let source = &self.sources[0];
+        let line = source.text.lines().position(|line| line.contains(&format!("fn {name}(")));
+        match line {
+            Some(line) => problem.at(source, line + 1, None),
+            None => problem.in_file(&source.file),
+        }
+    }
+
+    pub fn has(&self, hook: &str, arity: usize) -> bool {
+        self.ast.iter_functions().any(|function| function.name == hook && function.params.len() == arity)
+    }
+
+    pub fn files(&self) -> Vec<(PathBuf, String)> {
+        let hash = |text: &str| {
+            let digest = Sha256::digest(text.as_bytes());
+            digest.iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
+        };
+        self.sources.iter().map(|source| (source.file.clone(), hash(&source.text))).collect()
+    }
+
+    pub fn call(&self, cancel: CancellationToken, deadline: Instant) -> Call {
+        Call { deps: Arc::clone(&self.deps), cancel, deadline, sink: None, work_dir: None, steps: None }
+    }
+
+    pub fn problem(&self, cause: &rhai::EvalAltResult, hook: &str, limit: Option<Duration>) -> Problem {
+        Places { sources: &self.sources, functions: &self.functions }.runtime(cause, hook, limit)
+    }
+
+    /// Calls a hook on a thread of its own.
+    pub async fn invoke<A: FuncArgs + Send + 'static>(
+        self: &Arc<Self>,
+        hook: &'static str,
+        call: Call,
+        arguments: impl FnOnce() -> ScriptResult<A> + Send + 'static,
+    ) -> ScriptResult<Dynamic> {
+        let this = Arc::clone(self);
+        runner::run(hook, call, move || {
+            let arguments = arguments()?;
+            this.engine.call_fn::<Dynamic>(&mut Scope::new(), &this.ast, hook, arguments)
+        })
+        .await
+    }
+}
+
+/// What processes of scripts see of the engine's environment: enough to find programs, and no secrets.
+pub(super) fn basic_environment() -> Vec<(OsString, OsString)> {
+    const KEPT: [&str; 7] = ["PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "USER"];
+    KEPT.iter().filter_map(|name| std::env::var_os(name).map(|value| (OsString::from(name), value))).collect()
+}

@@ -1,0 +1,110 @@
+use std::collections::BTreeMap;
+use std::path::{Component, Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rhai::{Engine, EvalAltResult, Module, ModuleResolver, Position, Scope, Shared};
+
+use super::call::ScriptResult;
+use crate::base::SourceText;
+
+/// Resolves imports inside the allowed directories only and remembers every file it read. Each file is read and run once.
+#[derive(Clone)]
+pub(super) struct RootedResolver {
+    roots: Arc<Vec<PathBuf>>,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    modules: BTreeMap<PathBuf, Shared<Module>>,
+    sources: Vec<SourceText>,
+    /// The imports that are being resolved, outermost first.
+    chain: Vec<PathBuf>,
+}
+
+impl RootedResolver {
+    pub fn new(roots: Vec<PathBuf>) -> Self {
+        Self { roots: Arc::new(roots), state: Arc::default() }
+    }
+
+    /// The imported files, in the order they were met.
+    pub fn sources(&self) -> Vec<SourceText> {
+        self.lock().sources.clone()
+    }
+
+    fn find(&self, path: &str) -> Result<PathBuf, String> {
+        let relative = Path::new(path);
+        let plain = relative.components().all(|part| matches!(part, Component::Normal(_)));
+        if !plain {
+            return Err(format!(
+                "the import {path:?} leaves the script directories; write a path below the machine's or the scripts directory"
+            ));
+        }
+        for root in self.roots.iter() {
+            let candidate = root.join(format!("{path}.rhai"));
+            let Ok(real) = candidate.canonicalize() else { continue };
+            // A link out of the directory is as good as `..`. Links inside it are how Kubernetes mounts files.
+            let inside =
+                self.roots.iter().filter_map(|root| root.canonicalize().ok()).any(|root| real.starts_with(root));
+            if !inside {
+                return Err(format!("the import {path:?} is a link that leaves the script directories"));
+            }
+            return Ok(candidate);
+        }
+        let roots: Vec<String> = self.roots.iter().map(|root| root.display().to_string()).collect();
+        Err(format!("there is no file {path}.rhai in {}", roots.join(" or ")))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing between lock and unlock can leave the state half changed.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ModuleResolver for RootedResolver {
+    fn resolve(
+        &self,
+        engine: &Engine,
+        _source: Option<&str>,
+        path: &str,
+        position: Position,
+    ) -> ScriptResult<Shared<Module>> {
+        let fail =
+            |message: String| -> Box<EvalAltResult> { EvalAltResult::ErrorRuntime(message.into(), position).into() };
+        let file = self.find(path).map_err(fail)?;
+        {
+            let mut state = self.lock();
+            if let Some(module) = state.modules.get(&file) {
+                return Ok(Shared::clone(module));
+            }
+            if state.chain.contains(&file) {
+                let names: Vec<String> = state.chain.iter().map(|file| file.display().to_string()).collect();
+                return Err(fail(format!("files import each other: {} -> {}", names.join(" -> "), file.display())));
+            }
+            state.chain.push(file.clone());
+        }
+        let outcome = self.load(engine, &file, path, position);
+        let mut state = self.lock();
+        state.chain.pop();
+        let module = outcome?;
+        state.modules.insert(file, Shared::clone(&module));
+        Ok(module)
+    }
+}
+
+impl RootedResolver {
+    fn load(&self, engine: &Engine, file: &Path, path: &str, position: Position) -> ScriptResult<Shared<Module>> {
+        let in_module = |cause: Box<EvalAltResult>| -> Box<EvalAltResult> {
+            EvalAltResult::ErrorInModule(file.display().to_string(), cause, position).into()
+        };
+        let text = std::fs::read_to_string(file).map_err(|cause| {
+            let message = format!("the import {path:?} cannot be read: {cause}");
+            Box::new(EvalAltResult::ErrorRuntime(message.into(), position))
+        })?;
+        self.lock().sources.push(SourceText::new(file, &text));
+        let mut ast = engine.compile(&text).map_err(|cause| in_module(Box::new(cause.into())))?;
+        ast.set_source(file.display().to_string());
+        let module = Module::eval_ast_as_new(Scope::new(), &ast, engine).map_err(in_module)?;
+        Ok(Shared::new(module))
+    }
+}
