@@ -1,7 +1,17 @@
 //! HTTP: health, status, metrics, services, jobs, events. Reads published state; what changes something is sent on.
 
+mod auth;
+mod error;
+mod events;
+mod health;
+mod jobs;
+mod metrics;
+mod server;
+mod services;
 mod status;
 
+pub use health::{Check, Health, Heartbeat, health_of};
+pub use server::{AdminDeps, serve};
 pub use status::{
     Control, ControlReply, GenerationStatus, MachineIdentity, MachineState, MachineStatus, Rejection, StartupStep,
     StepState,

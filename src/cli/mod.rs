@@ -1,1 +1,111 @@
+//! One file per subcommand; errors become exit codes here and nowhere else.
 
+mod check;
+mod client;
+mod config;
+mod exit;
+mod file_server;
+mod jobs;
+mod machine;
+mod output;
+mod run;
+mod services;
+
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+pub use exit::CliError;
+
+/// Turns a container or a workstation into a machine.
+#[derive(Debug, Parser)]
+#[command(name = "machinist", version, about, after_help = exit::HELP, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What every subcommand knows.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Global {
+    /// Where the machine answers.
+    #[arg(long, global = true, env = "MACHINIST_URL", default_value = "http://127.0.0.1:9090")]
+    url: String,
+    /// The machine's token, for what changes something.
+    #[arg(long, global = true, env = "MACHINIST_TOKEN", hide_env_values = true)]
+    token: Option<String>,
+    /// Print JSON for programs.
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the machine in DIR until it is told to stop.
+    Run(run::RunArgs),
+    /// Tell everything that is wrong with machines, without starting anything.
+    Check(check::CheckArgs),
+    /// Print the merged settings and where each value comes from.
+    Config(config::ConfigArgs),
+    /// Submit jobs, look at them, wait for them.
+    #[command(subcommand)]
+    Jobs(jobs::JobsCommand),
+    /// The machine on one screen.
+    Status,
+    /// List services, or start, stop, restart one.
+    Services(services::ServicesArgs),
+    /// What services write.
+    Logs(services::LogsArgs),
+    /// Whether the machine is healthy; exit code 0 when it is.
+    Health,
+    /// What happened on the machine.
+    Events(machine::EventsArgs),
+    /// Read the machine's files again now.
+    Reload,
+    /// Finish running jobs, stop services, exit.
+    Drain,
+    /// Serve a directory over HTTP.
+    FileServer(file_server::FileServerArgs),
+}
+
+/// Parses the command line and runs what it asks for.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match execute(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("{error}");
+            error.exit_code()
+        }
+    }
+}
+
+fn execute(cli: Cli) -> Result<ExitCode, CliError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 8)))
+        .enable_all()
+        .build()
+        .map_err(|cause| CliError::internal(format!("no async runtime: {cause}")))?;
+    let global = cli.global;
+    let outcome = runtime.block_on(async {
+        match cli.command {
+            Command::Run(args) => run::execute(args).await,
+            Command::Check(args) => check::execute(args, &global).await,
+            Command::Config(args) => config::execute(&args, &global),
+            Command::Jobs(command) => jobs::execute(command, &global).await,
+            Command::Status => machine::status(&global).await,
+            Command::Services(args) => services::execute(args, &global).await,
+            Command::Logs(args) => services::logs(args, &global).await,
+            Command::Health => machine::health(&global).await,
+            Command::Events(args) => machine::events(&args, &global).await,
+            Command::Reload => machine::post(&global, "/reload").await,
+            Command::Drain => machine::post(&global, "/drain").await,
+            Command::FileServer(args) => file_server::execute(args).await,
+        }
+    });
+    // Threads of scripts that hang do not keep the process.
+    runtime.shutdown_background();
+    outcome
+}

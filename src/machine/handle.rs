@@ -88,9 +88,17 @@ pub enum Effect {
     Reply(Vec<oneshot::Sender<ControlReply>>, Result<String, String>),
     /// Everything was up for the first time.
     AnnounceStarted,
-    AnnounceState { from: MachineState, to: MachineState, reason: Option<String> },
-    DrainWorkers { deadline: Instant },
-    StopServices { deadline: Instant },
+    AnnounceState {
+        from: MachineState,
+        to: MachineState,
+        reason: Option<String>,
+    },
+    DrainWorkers {
+        deadline: Instant,
+    },
+    StopServices {
+        deadline: Instant,
+    },
     Exit(u8),
 }
 

@@ -1,1 +1,17 @@
+//! The composition root and the one event loop.
+//!
+//! `run` builds the parts and turns events into effects: `handle` decides (pure), `perform` acts. Everything that happens
+//! arrives as an `Event`; nothing else holds the state of the machine.
 
+mod boot;
+mod event;
+mod events;
+mod generation;
+mod handle;
+mod perform;
+mod publish;
+mod startup;
+mod workers;
+
+pub use boot::{MachineError, machine_context, run};
+pub use generation::{BuildInputs, Generation, build};

@@ -1,0 +1,98 @@
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+
+use crate::base::Problems;
+use crate::queue::BrokerError;
+use crate::supervisor::UnknownService;
+
+/// What went wrong with a request: `{"error": {"code", "message", "help"}}` with the right status.
+#[derive(Debug)]
+pub(super) struct ApiError {
+    status: StatusCode,
+    code: &'static str,
+    message: String,
+    help: Option<String>,
+    problems: Option<Problems>,
+}
+
+impl ApiError {
+    fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        Self { status, code, message: message.into(), help: None, problems: None }
+    }
+
+    pub fn bad_request(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "bad_request", message)
+    }
+
+    pub fn not_found(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not_found", message)
+    }
+
+    pub fn method_not_allowed() -> Self {
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this path does not take that method")
+    }
+
+    pub fn unauthorized(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "unauthorized", message)
+    }
+
+    pub fn forbidden(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "forbidden", message)
+    }
+
+    pub fn unavailable(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", message)
+    }
+
+    pub fn refused(problems: Problems) -> Self {
+        let mut error = Self::new(StatusCode::UNPROCESSABLE_ENTITY, "refused", problems.to_string());
+        error.problems = Some(problems);
+        error
+    }
+
+    pub fn help(mut self, help: impl Into<String>) -> Self {
+        self.help = Some(help.into());
+        self
+    }
+}
+
+impl From<BrokerError> for ApiError {
+    fn from(cause: BrokerError) -> Self {
+        let (status, code) = match &cause {
+            BrokerError::UnknownJob(_) => (StatusCode::NOT_FOUND, "unknown_job"),
+            BrokerError::WrongState { .. } | BrokerError::StaleToken(_) => (StatusCode::CONFLICT, "wrong_state"),
+            BrokerError::Refused { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "refused"),
+            BrokerError::NotRegistered(_) => (StatusCode::CONFLICT, "not_registered"),
+            BrokerError::Unavailable { .. } => (StatusCode::SERVICE_UNAVAILABLE, "queue_unavailable"),
+        };
+        Self::new(status, code, cause.to_string())
+    }
+}
+
+impl From<UnknownService> for ApiError {
+    fn from(cause: UnknownService) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "unknown_service", cause.to_string())
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut error = json!({ "code": self.code, "message": self.message });
+        if let Some(help) = self.help {
+            error["help"] = help.into();
+        }
+        if let Some(problems) = self.problems {
+            error["problems"] = serde_json::to_value(problems).unwrap_or_default();
+        }
+        let mut response = (self.status, Json(json!({ "error": error }))).into_response();
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("2"));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}

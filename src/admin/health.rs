@@ -1,0 +1,158 @@
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use axum::Json;
+use axum::extract::{Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+
+use super::server::AdminDeps;
+use super::status::{MachineState, MachineStatus};
+use crate::supervisor::{Desired, ServiceState};
+use crate::worker::WorkerState;
+
+/// The engine's loop turns at least every second; one that has not for so long hangs.
+const LOOP_HANGS: Duration = Duration::from_secs(10);
+
+/// When the engine's loop turned last.
+#[derive(Clone, Debug)]
+pub struct Heartbeat {
+    begun: Instant,
+    last_ms: Arc<AtomicU64>,
+}
+
+impl Default for Heartbeat {
+    fn default() -> Self {
+        Self { begun: Instant::now(), last_ms: Arc::default() }
+    }
+}
+
+impl Heartbeat {
+    pub fn beat(&self) {
+        let now = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last_ms.store(now, Ordering::Relaxed);
+    }
+
+    fn age(&self) -> Duration {
+        self.begun.elapsed().saturating_sub(Duration::from_millis(self.last_ms.load(Ordering::Relaxed)))
+    }
+}
+
+/// `/health`: one boolean, and what it is made of.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Health {
+    pub healthy: bool,
+    /// `pass`, `warn` (something is down and the machine goes on) or `fail`.
+    pub status: String,
+    pub state: MachineState,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub reason: Option<String>,
+    pub checks: BTreeMap<String, Check>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Check {
+    pub ok: bool,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub reason: Option<String>,
+}
+
+/// What is well and what is not. A machine is healthy while it is `Healthy`: nothing that should be up is down.
+pub fn health_of(status: &MachineStatus) -> Health {
+    let mut checks = BTreeMap::new();
+    let mut check = |name: String, ok: bool, reason: Option<String>| {
+        checks.insert(name, Check { ok, reason: reason.filter(|_| !ok) });
+    };
+    check("startup".to_owned(), status.started, status.reason.clone());
+    for (name, service) in status.services.iter().filter(|(_, service)| service.desired == Desired::Up) {
+        let ok = matches!(service.state, ServiceState::Ready | ServiceState::Completed);
+        let reason = service.reason.clone().unwrap_or_else(|| service.state.to_string());
+        check(format!("service:{name}"), ok, Some(reason));
+    }
+    for (name, worker) in &status.workers {
+        check(format!("worker:{name}"), worker.state == WorkerState::Active, worker.reason.clone());
+    }
+    let lost = status.state == MachineState::ConnectionLoss;
+    check("queue".to_owned(), !lost, status.reason.clone());
+    let grade = match status.state {
+        MachineState::Healthy => "pass",
+        MachineState::ServiceFailure | MachineState::ConnectionLoss => "warn",
+        _ => "fail",
+    };
+    Health {
+        healthy: status.state == MachineState::Healthy,
+        status: grade.to_owned(),
+        state: status.state,
+        reason: status.reason.clone(),
+        checks,
+    }
+}
+
+/// Only the engine's own loop: a restart must not be the answer to a slow service or a lost queue.
+pub(super) async fn livez(State(deps): State<AdminDeps>) -> Response {
+    let age = deps.heartbeat.age();
+    if age < LOOP_HANGS {
+        "ok\n".into_response()
+    } else {
+        let text = format!("the engine's loop has not turned for {} s\n", age.as_secs());
+        (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
+    }
+}
+
+/// Whether the machine takes work: started, not draining, all that should be up is.
+pub(super) async fn readyz(State(deps): State<AdminDeps>, Query(query): Query<BTreeMap<String, String>>) -> Response {
+    let status = deps.status.borrow().clone();
+    let health = health_of(&status);
+    let ending = matches!(status.state, MachineState::Draining | MachineState::Failed | MachineState::Stopped);
+    let excluded: Vec<&str> = query.get("exclude").map(|names| names.split(',').collect()).unwrap_or_default();
+    let mut text = String::new();
+    let mut ready = !ending;
+    let _ = writeln!(text, "[{}]machine {}", if ending { '-' } else { '+' }, status.state);
+    for (name, check) in &health.checks {
+        let counts = !excluded.contains(&name.as_str());
+        ready &= check.ok || !counts;
+        match (&check.reason, check.ok) {
+            (_, true) => writeln!(text, "[+]{name} ok"),
+            (reason, false) => {
+                writeln!(text, "[-]{name} failed: {}", reason.as_deref().unwrap_or("no reason is known"))
+            }
+        }
+        .unwrap_or_default();
+    }
+    let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let _ = writeln!(text, "readyz check {}", if ready { "passed" } else { "failed" });
+    if query.contains_key("verbose") || !ready { (code, text).into_response() } else { (code, "ok\n").into_response() }
+}
+
+/// Whether the start-up sequence is through.
+pub(super) async fn startupz(State(deps): State<AdminDeps>) -> Response {
+    let status = deps.status.borrow().clone();
+    if status.started {
+        return "ok\n".into_response();
+    }
+    let mut text = format!("starting: {}\n", status.reason.as_deref().unwrap_or("no reason is known"));
+    for step in &status.startup {
+        let took = step.took_ms.map_or_else(|| "running".to_owned(), |took| format!("{took} ms"));
+        let _ = writeln!(text, "{} {took} {}", step.name, step.error.as_deref().unwrap_or(""));
+    }
+    (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
+}
+
+pub(super) async fn health(State(deps): State<AdminDeps>) -> Response {
+    let health = health_of(&deps.status.borrow());
+    let code = if health.healthy { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (code, Json(health)).into_response()
+}
+
+pub(super) async fn status(State(deps): State<AdminDeps>) -> Json<MachineStatus> {
+    let mut status = deps.status.borrow().as_ref().clone();
+    // The numbers of now, not of the last publication.
+    if let Ok(Ok(stats)) = tokio::time::timeout(Duration::from_secs(1), deps.broker.stats()).await {
+        status.queue = Some(stats);
+    }
+    Json(status)
+}

@@ -1,0 +1,68 @@
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::header;
+use axum::response::IntoResponse;
+
+use super::server::AdminDeps;
+use super::status::MachineState;
+
+/// Everything counted, then what is read at the scrape: the machine's state and the engine's own process.
+pub(super) async fn render(State(deps): State<AdminDeps>) -> impl IntoResponse {
+    // Refreshes the queue's gauges.
+    let _ = tokio::time::timeout(Duration::from_secs(1), deps.broker.stats()).await;
+    let mut text = deps.metrics.render();
+    let status = deps.status.borrow().clone();
+    family(&mut text, "machinist_build_info", "gauge", "The version of the engine; always 1.");
+    let _ = writeln!(text, "machinist_build_info{{version=\"{}\"}} 1", status.machine.version);
+    family(&mut text, "machinist_machine_state", "gauge", "1 for the state that the machine is in.");
+    for state in MachineState::ALL {
+        let _ = writeln!(text, "machinist_machine_state{{state=\"{state}\"}} {}", u8::from(status.state == state));
+    }
+    process(&mut text);
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
+}
+
+fn family(text: &mut String, name: &str, kind: &str, help: &str) {
+    let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+}
+
+/// The standard `process_*` metrics, as the client libraries of Prometheus name them.
+fn process(text: &mut String) {
+    let mut gauge = |name: &str, kind: &str, help: &str, value: Option<f64>| {
+        if let Some(value) = value {
+            family(text, name, kind, help);
+            let _ = writeln!(text, "{name} {value}");
+        }
+    };
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields: Vec<f64> = stat
+        .rsplit_once(')')
+        .map(|(_, rest)| rest.split_whitespace().map(|field| field.parse().unwrap_or(0.0)).collect())
+        .unwrap_or_default();
+    // Numbered from the state, the third field of proc(5).
+    let field = |number: usize| fields.get(number - 3).copied();
+    let ticks = 100.0; // USER_HZ, fixed on Linux.
+    let cpu = field(14).zip(field(15)).map(|(user, system)| (user + system) / ticks);
+    gauge("process_cpu_seconds_total", "counter", "User and system CPU time of the engine.", cpu);
+    gauge("process_virtual_memory_bytes", "gauge", "Virtual memory of the engine.", field(23));
+    gauge(
+        "process_resident_memory_bytes",
+        "gauge",
+        "Resident memory of the engine.",
+        field(24).map(|pages| pages * 4096.0),
+    );
+    gauge("process_threads", "gauge", "Threads of the engine.", field(20));
+    let boot = std::fs::read_to_string("/proc/stat")
+        .ok()
+        .and_then(|text| text.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse::<f64>().ok());
+    let start = field(22).zip(boot).map(|(since_boot, boot)| boot + since_boot / ticks);
+    gauge("process_start_time_seconds", "gauge", "When the engine started, since the epoch.", start);
+    let open = std::fs::read_dir("/proc/self/fd").ok().and_then(|fds| u32::try_from(fds.count()).ok());
+    gauge("process_open_fds", "gauge", "Open file descriptors of the engine.", open.map(f64::from));
+    let max = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).ok();
+    #[expect(clippy::cast_precision_loss, reason = "a gauge is a double")]
+    let max = max.map(|(soft, _)| soft as f64);
+    gauge("process_max_fds", "gauge", "The limit of open file descriptors.", max);
+}

@@ -1,0 +1,127 @@
+use std::process::ExitCode;
+
+use clap::Args;
+use serde_json::Value;
+
+use super::client::Client;
+use super::output::{self, ago, text};
+use super::{CliError, Global};
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct EventsArgs {
+    /// Go on as events happen.
+    #[arg(short, long)]
+    follow: bool,
+}
+
+pub(super) async fn status(global: &Global) -> Result<ExitCode, CliError> {
+    let status = Client::new(global)?.get("/status").await?;
+    if global.json {
+        output::json(&status);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let (machine, generation, queue) = (&status["machine"], &status["generation"], &status["queue"]);
+    output::line(&format!(
+        "{} ({}, pool {}) is {} since {}{}",
+        text(machine, "id"),
+        text(machine, "type"),
+        text(machine, "pool"),
+        text(&status, "state"),
+        ago(&status, "since"),
+        status["reason"].as_str().map(|reason| format!(": {reason}")).unwrap_or_default(),
+    ));
+    output::line(&format!(
+        "version {}, pid {}, up {}, life {}, generation {} ({})",
+        text(machine, "version"),
+        text(machine, "pid"),
+        ago(machine, "started"),
+        text(machine, "incarnation"),
+        text(generation, "number"),
+        text(generation, "hash"),
+    ));
+    if !queue.is_null() {
+        let counts = ["pending", "running", "delayed", "completed", "failed", "cancelled"];
+        let counts = counts.map(|state| format!("{} {state}", text(queue, state)));
+        output::line(&format!("jobs: {}", counts.join(", ")));
+    }
+    if let Some(problems) = generation["rejection"]["problems"].as_array() {
+        output::line(&format!("\nthe latest edit was refused {} ago:", ago(&generation["rejection"], "at")));
+        for problem in problems {
+            if let Ok(problem) = serde_json::from_value::<crate::base::Problem>(problem.clone()) {
+                output::line(&problem.to_string());
+            }
+        }
+    }
+    output::line("");
+    super::services::table(&status["services"]);
+    let workers: Vec<Vec<String>> =
+        status["workers"].as_object().map(|map| map.values().map(worker).collect()).unwrap_or_default();
+    if !workers.is_empty() {
+        output::line("");
+        output::table(&["WORKER", "CONNECTOR", "STATE", "BUSY", "DONE", "FAILED", "REASON"], &workers);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn worker(worker: &Value) -> Vec<String> {
+    let busy = worker["running"].as_array().map_or(0, Vec::len);
+    vec![
+        text(worker, "name"),
+        text(worker, "connector"),
+        text(worker, "state"),
+        format!("{busy}/{}", text(worker, "slots")),
+        text(worker, "completed"),
+        text(worker, "failed"),
+        worker["reason"].as_str().unwrap_or("").to_owned(),
+    ]
+}
+
+pub(super) async fn health(global: &Global) -> Result<ExitCode, CliError> {
+    let (_, health) = Client::new(global)?.get_any("/health").await?;
+    let healthy = health["healthy"] == true;
+    if global.json {
+        output::json(&health);
+    } else {
+        let reason = health["reason"].as_str().map(|reason| format!(": {reason}")).unwrap_or_default();
+        output::line(&format!("{}{reason}", text(&health, "state")));
+        for (name, check) in health["checks"].as_object().into_iter().flatten().filter(|(_, check)| check["ok"] != true)
+        {
+            output::line(&format!("  {name}: {}", text(check, "reason")));
+        }
+    }
+    Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+pub(super) async fn events(args: &EventsArgs, global: &Global) -> Result<ExitCode, CliError> {
+    let client = Client::new(global)?;
+    let show = |event: &Value| {
+        if global.json {
+            output::line(&event.to_string());
+        } else {
+            output::line(&format!("{} {:5} {}", text(event, "at"), text(event, "level"), text(event, "message")));
+        }
+    };
+    if args.follow {
+        client
+            .follow("/events", None, |_, event| {
+                show(&event);
+                false
+            })
+            .await?;
+    } else {
+        let answer = client.get("/events").await?;
+        answer["events"].as_array().into_iter().flatten().for_each(show);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// For requests that answer with a sentence.
+pub(super) async fn post(global: &Global, path: &str) -> Result<ExitCode, CliError> {
+    let answer = Client::new(global)?.post(path, None).await?;
+    if global.json {
+        output::json(&answer);
+    } else {
+        output::line(&text(&answer, "message"));
+    }
+    Ok(ExitCode::SUCCESS)
+}

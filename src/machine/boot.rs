@@ -1,0 +1,388 @@
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpListener;
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::event::{Event, ReloadCause, StopCause};
+use super::events::LeftoversKilled;
+use super::generation::{BuildInputs, Generation, build};
+use super::handle::{Limits, Machine};
+use super::perform::{Performer, call_on_event};
+use super::publish::Publisher;
+use super::startup::Timeline;
+use super::workers::Workers;
+use crate::admin::{AdminDeps, Control, Heartbeat, MachineIdentity, serve};
+use crate::base::{Problems, Timestamp};
+use crate::host::process::{Processes, kill_leftovers};
+use crate::host::{self, FileWatcher, HostSignal, Identity, StateDir, StateDirError};
+use crate::queue::{Broker, BrokerError, EmbeddedBroker, EmbeddedConfig};
+use crate::script::{MachineContext, ScriptHost, ScriptHostConfig};
+use crate::settings::{Overrides, QueueBackend, Settings};
+use crate::spec::Hardware;
+use crate::supervisor::{StartMode, Supervisor, SupervisorConfig, SupervisorHandle};
+use crate::telemetry::{EventLog, metrics};
+
+/// Events kept for readers that come late.
+const EVENTS_KEPT: usize = 10_000;
+/// The loop turns at least so often, which `/livez` watches.
+const LONGEST_TURN: Duration = Duration::from_secs(1);
+/// What leftovers of an earlier life get to end by themselves.
+const LEFTOVER_GRACE: Duration = Duration::from_secs(3);
+
+/// Why a machine could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    #[error("{0}")]
+    Configuration(#[from] Problems),
+    #[error("{0}")]
+    StateDir(#[from] StateDirError),
+    #[error("{0}")]
+    Queue(#[from] BrokerError),
+    #[error("cannot listen on {address}: {cause}; set http.listen (MACHINIST_HTTP__LISTEN) or --listen")]
+    Listen { address: std::net::SocketAddr, cause: std::io::Error },
+    #[error("{what}: {cause}")]
+    System { what: &'static str, cause: std::io::Error },
+}
+
+/// Runs the machine until it has stopped; answers with the process's exit code.
+pub async fn run(dir: &Path, settings: Settings, overrides: Overrides) -> Result<u8, MachineError> {
+    let timeline = Timeline::new();
+    let signals = host::listen().map_err(|cause| MachineError::System { what: "signal handlers", cause })?;
+    let metrics = metrics::install();
+    describe_metrics();
+    let events = EventLog::new(EVENTS_KEPT);
+    let settings = Arc::new(settings);
+    let state_dir = timeline.step("state directory", || StateDir::open(&settings.state_dir))?;
+    let identity = state_dir.begin_life(settings.machine.id.as_ref())?;
+    let processes = Processes::start().map_err(|cause| MachineError::System { what: "the reaper", cause })?;
+    let mark_prefix = format!("{}/{}", identity.id, identity.incarnation);
+    let (resources, gpus) = timeline.step("hardware", || Ok::<_, MachineError>((host::resources(), host::gpus())))?;
+    let hardware = hardware(resources, &gpus);
+
+    let broker = timeline.step("queue", || open_queue(&settings))?;
+    let supervisor = Supervisor::start(SupervisorConfig {
+        machine: identity.id.clone(),
+        engine_incarnation: identity.incarnation,
+        processes: processes.clone(),
+        events: events.clone(),
+        log_dir: Some(settings.state_dir.join("logs")),
+        passthrough: settings.log.services,
+        default_cwd: settings.dir.clone(),
+        base_env: std::env::vars_os().filter(|(name, _)| name != "MACHINIST_TOKEN").collect(),
+        runtime: Handle::current(),
+    })
+    .map_err(|cause| MachineError::System { what: "the supervisor", cause })?;
+
+    let publisher = Publisher::new(machine_identity(&settings, &identity, hardware), timeline.clone());
+    let heartbeat = Heartbeat::default();
+    let (control, controls) = mpsc::channel(16);
+    let shutdown = CancellationToken::new();
+    let address = settings.http.listen;
+    let listener = TcpListener::bind(address).await.map_err(|cause| MachineError::Listen { address, cause })?;
+    let bound = listener.local_addr().unwrap_or(address);
+    tracing::info!("machine {} ({}), http://{bound}", identity.id, settings.machine.machine_type);
+    let admin = AdminDeps {
+        status: publisher.status.subscribe(),
+        events: events.clone(),
+        broker: Arc::clone(&broker),
+        supervisor: supervisor.clone(),
+        control,
+        metrics: metrics.clone(),
+        heartbeat: heartbeat.clone(),
+        token: settings.http.token.clone(),
+        loopback: bound.ip().is_loopback(),
+        shutdown: shutdown.clone(),
+    };
+    let server = tokio::spawn(serve(listener, admin));
+
+    let script_host = ScriptHost::new(ScriptHostConfig {
+        machine_dir: settings.dir.clone(),
+        scripts_dir: settings.scripts_dir.clone(),
+        state_dir: settings.state_dir.clone(),
+        processes: processes.clone(),
+        supervisor: Some(supervisor.clone()),
+        mark_prefix: mark_prefix.clone(),
+        runtime: Handle::current(),
+    });
+    let inputs = BuildInputs {
+        dir: dir.to_owned(),
+        overrides,
+        host: script_host,
+        context: machine_context(&settings, &identity, resources, gpus),
+        running: Some(Arc::clone(&settings)),
+    };
+    timeline.begin("script");
+    let generation = build(&inputs, 1).await;
+    timeline.end("script", generation.as_ref().err().map(|problems| format!("{} problems", problems.errors())));
+    let generation = Arc::new(generation?);
+
+    timeline.begin("leftovers");
+    let (machine_prefix, own_prefix) = (format!("{}/", identity.id), format!("{mark_prefix}/"));
+    let clean = move || kill_leftovers(&machine_prefix, &own_prefix, LEFTOVER_GRACE);
+    let leftovers = tokio::task::spawn_blocking(clean).await.unwrap_or_default();
+    timeline.end("leftovers", None);
+    if !leftovers.is_empty() {
+        events.emit(&LeftoversKilled { leftovers });
+    }
+    // Jobs of an earlier life left their files.
+    let _ = std::fs::remove_dir_all(settings.state_dir.join("work"));
+
+    let (sender, receiver) = mpsc::unbounded_channel();
+    let tracker = TaskTracker::new();
+    let lease = settings.queue.lease.get();
+    let workers =
+        Workers::new(identity, hardware, Arc::clone(&broker), events.clone(), tracker.clone(), sender.clone(), lease);
+    let stop = CancellationToken::new();
+    let (debounce, poll) = (settings.reload.debounce.get(), settings.reload.poll.get());
+    let watcher = FileWatcher::start(generation.files.clone(), debounce, poll, stop.clone());
+    let (program, program_receiver) = watch::channel(Arc::clone(&generation));
+    let mut performer = Performer {
+        inputs,
+        current: Arc::clone(&generation),
+        built: 1,
+        supervisor: supervisor.clone(),
+        workers,
+        publisher,
+        events: events.clone(),
+        watcher,
+        sender: sender.clone(),
+        program,
+        timeline: timeline.clone(),
+        queue: None,
+        startup_cancel: CancellationToken::new(),
+        exit_code: None,
+    };
+    tracker.spawn(call_on_event(events.clone(), program_receiver, stop.clone()));
+    tracker.spawn(watch_services(supervisor.clone(), sender.clone(), stop.clone()));
+    let (stats, stats_receiver) = watch::channel(None);
+    tracker.spawn(keep_queue(broker, sender.clone(), stats, metrics, stop.clone()));
+    start_up(&mut performer, &generation, &tracker);
+
+    let limits = Limits { connect_timeout: settings.queue.connect_timeout.get(), grace: settings.shutdown.grace.get() };
+    let inputs = LoopInputs { receiver, signals, controls, stats: stats_receiver, heartbeat };
+    let exit_code = event_loop(Machine::new(limits), &mut performer, inputs).await;
+
+    stop.cancel();
+    tracker.close();
+    // Whoever watches sees the last state; then the server ends.
+    let _ = tokio::time::timeout(Duration::from_secs(2), tracker.wait()).await;
+    shutdown.cancel();
+    let _ = tokio::time::timeout(Duration::from_secs(3), server).await;
+    drop(state_dir);
+    Ok(exit_code)
+}
+
+struct LoopInputs {
+    receiver: mpsc::UnboundedReceiver<Event>,
+    signals: mpsc::Receiver<HostSignal>,
+    controls: mpsc::Receiver<Control>,
+    stats: watch::Receiver<Option<crate::queue::QueueStats>>,
+    heartbeat: Heartbeat,
+}
+
+/// Makes events, lets `handle` decide, performs.
+async fn event_loop(mut machine: Machine, performer: &mut Performer, mut inputs: LoopInputs) -> u8 {
+    loop {
+        performer.queue.clone_from(&inputs.stats.borrow());
+        performer.publish(&machine);
+        inputs.heartbeat.beat();
+        if let Some(code) = performer.exit_code {
+            return code;
+        }
+        let turn = Instant::now() + LONGEST_TURN;
+        let deadline = machine.next_deadline().map_or(turn, |deadline| deadline.min(turn));
+        let event = tokio::select! {
+            Some(event) = inputs.receiver.recv() => event,
+            Some(signal) = inputs.signals.recv() => match signal {
+                HostSignal::Stop(name) => Event::StopWanted(StopCause::Signal(name), None),
+                HostSignal::Reload => Event::ReloadWanted(ReloadCause::Hangup, None),
+            },
+            Some(control) = inputs.controls.recv() => match control {
+                Control::Reload(reply) => Event::ReloadWanted(ReloadCause::Request, Some(reply)),
+                Control::Drain(reply) => Event::StopWanted(StopCause::Request, Some(reply)),
+            },
+            () = performer.watcher.changed() => Event::ReloadWanted(ReloadCause::FilesChanged, None),
+            () = tokio::time::sleep_until(deadline.into()) => Event::Deadline,
+        };
+        if let Event::Services(services) = &event {
+            performer.workers.services_changed(&performer.current.spec, services);
+        }
+        for effect in machine.handle(event, Instant::now()) {
+            performer.perform(effect);
+        }
+    }
+}
+
+/// Starts services and workers, by the script's own sequence where there is one.
+fn start_up(performer: &mut Performer, generation: &Arc<Generation>, tracker: &TaskTracker) {
+    let mode = if generation.program.has_startup() { StartMode::Held } else { StartMode::All };
+    performer.go_live(generation, mode);
+    let (generation, supervisor) = (Arc::clone(generation), performer.supervisor.clone());
+    let (timeline, sender) = (performer.timeline.clone(), performer.sender.clone());
+    let cancel = performer.startup_cancel.clone();
+    tracker.spawn(async move {
+        let mut outcome = Ok(());
+        if mode == StartMode::Held {
+            wait_until_known(&supervisor, &generation).await;
+            timeline.begin("startup(m)");
+            let steps = Arc::new(timeline.clone());
+            outcome = generation.program.startup(&generation.context, steps, cancel).await;
+            timeline.end("startup(m)", outcome.as_ref().err().map(|problem| problem.message.clone()));
+            // What the sequence did not name comes after it.
+            supervisor.start_all();
+        }
+        let _ = sender.send(Event::StartupEnded(outcome.map_err(|problem| problem.to_string())));
+    });
+}
+
+/// The supervisor enters services on its own thread.
+async fn wait_until_known(supervisor: &SupervisorHandle, generation: &Generation) {
+    let names: Vec<_> = generation.spec.services.iter().map(|service| service.name.clone()).collect();
+    let mut status = supervisor.subscribe();
+    let all = status.wait_for(|status| names.iter().all(|name| status.services.contains_key(name)));
+    let _ = tokio::time::timeout(Duration::from_secs(5), all).await;
+}
+
+async fn watch_services(supervisor: SupervisorHandle, sender: mpsc::UnboundedSender<Event>, stop: CancellationToken) {
+    let mut status = supervisor.subscribe();
+    loop {
+        let services = status.borrow_and_update().clone();
+        if sender.send(Event::Services(services)).is_err() {
+            return;
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = status.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// Reaps and counts, which also tells whether the queue can be reached.
+async fn keep_queue(
+    broker: Arc<dyn Broker>,
+    sender: mpsc::UnboundedSender<Event>,
+    stats: watch::Sender<Option<crate::queue::QueueStats>>,
+    metrics: metrics_exporter_prometheus::PrometheusHandle,
+    stop: CancellationToken,
+) {
+    let mut reachable = true;
+    loop {
+        let outcome = match broker.reap(Timestamp::now()).await {
+            Ok(next) => broker.stats().await.map(|now| (now, next)),
+            Err(cause) => Err(cause),
+        };
+        metrics.run_upkeep();
+        let pause = match outcome {
+            Ok((now, next)) => {
+                stats.send_if_modified(|current| {
+                    let changed = current.as_ref() != Some(&now);
+                    *current = Some(now);
+                    changed
+                });
+                if !std::mem::replace(&mut reachable, true) {
+                    let _ = sender.send(Event::Queue(Ok(())));
+                }
+                next
+            }
+            Err(cause) => {
+                reachable = false;
+                let _ = sender.send(Event::Queue(Err(cause.to_string())));
+                Duration::from_secs(1)
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+fn open_queue(settings: &Settings) -> Result<Arc<dyn Broker>, BrokerError> {
+    match &settings.queue.backend {
+        QueueBackend::Embedded(path) => {
+            let config = EmbeddedConfig { lease: settings.queue.lease.get(), ..EmbeddedConfig::default() };
+            Ok(Arc::new(EmbeddedBroker::open(path, config)?))
+        }
+    }
+}
+
+fn hardware(resources: host::Resources, gpus: &[host::Gpu]) -> Hardware {
+    let smallest = gpus.iter().map(|gpu| gpu.memory_gb).fold(f64::INFINITY, f64::min);
+    Hardware {
+        gpu_memory_gb: if smallest.is_finite() { smallest } else { 0.0 },
+        gpu_count: u32::try_from(gpus.len()).unwrap_or(u32::MAX),
+        ram_gb: resources.memory_gb,
+        cpu_cores: resources.cpus,
+    }
+}
+
+fn machine_identity(settings: &Settings, identity: &Identity, hardware: Hardware) -> MachineIdentity {
+    MachineIdentity {
+        id: identity.id.clone(),
+        machine_type: settings.machine.machine_type.clone(),
+        pool: settings.machine.pool.clone(),
+        labels: settings.machine.labels.clone(),
+        incarnation: identity.incarnation,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        started: Timestamp::now(),
+        hardware,
+    }
+}
+
+/// The context that scripts are evaluated with; settings fill in the rest at every build.
+pub fn machine_context(
+    settings: &Settings,
+    identity: &Identity,
+    resources: host::Resources,
+    gpus: Vec<host::Gpu>,
+) -> MachineContext {
+    MachineContext {
+        id: identity.id.clone(),
+        machine_type: settings.machine.machine_type.clone(),
+        pool: settings.machine.pool.clone(),
+        labels: BTreeMap::new(),
+        vars: serde_json::Map::new(),
+        workers: 0,
+        gpus,
+        cpus: resources.cpus,
+        memory_gb: resources.memory_gb,
+        env: std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .filter(|(name, _)| name != "MACHINIST_TOKEN")
+            .collect(),
+        generation: 0,
+        engine: std::env::current_exe().unwrap_or_else(|_| "machinist".into()),
+        dir: settings.dir.clone(),
+        state_dir: settings.state_dir.clone(),
+    }
+}
+
+/// What each metric is, for `/metrics`.
+fn describe_metrics() {
+    use ::metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+    describe_counter!("machinist_service_starts_total", "Processes started, by service.");
+    describe_counter!("machinist_service_exits_total", "Processes that ended, by service and outcome.");
+    describe_counter!("machinist_service_restarts_total", "Restarts that nobody asked for, by service.");
+    describe_counter!("machinist_service_log_dropped_lines_total", "Log lines that could not be written to disk.");
+    describe_gauge!("machinist_service_up", "1 while the service has a process.");
+    describe_gauge!("machinist_service_ready", "1 while the service is ready or completed.");
+    describe_counter!("machinist_jobs_submitted_total", "Jobs queued, by service.");
+    describe_counter!("machinist_jobs_finished_total", "Jobs that came to an end, by service and outcome.");
+    describe_counter!("machinist_jobs_retried_total", "Attempts that failed and are made again, by service.");
+    describe_histogram!("machinist_job_wait_seconds", Unit::Seconds, "From when a job could be claimed to its claim.");
+    describe_histogram!("machinist_job_duration_seconds", Unit::Seconds, "Attempts, by connector and outcome.");
+    describe_gauge!("machinist_queue_jobs", "Jobs in the queue, by state.");
+    describe_gauge!("machinist_worker_slots", "Jobs that the worker may run at once.");
+    describe_gauge!("machinist_worker_busy", "Jobs that the worker runs now.");
+    describe_counter!("machinist_reloads_total", "Reloads, by result.");
+    describe_gauge!("machinist_last_reload_success", "1 when the latest reload was committed, 0 when it was refused.");
+    describe_gauge!("machinist_generation", "The number of the generation that runs.");
+    describe_counter!("machinist_script_errors_total", "Failed hook calls, by hook.");
+}

@@ -1,0 +1,118 @@
+use metrics::{counter, gauge};
+use serde::Serialize;
+
+use crate::admin::MachineState;
+use crate::base::Problems;
+use crate::host::process::Leftover;
+use crate::telemetry::{Level, Observed};
+
+#[derive(Debug, Serialize)]
+pub(super) struct StateChanged {
+    pub from: MachineState,
+    pub to: MachineState,
+    pub reason: Option<String>,
+}
+
+impl Observed for StateChanged {
+    const KIND: &'static str = "machine.state";
+    fn level(&self) -> Level {
+        match self.to {
+            MachineState::Failed => Level::Error,
+            MachineState::ServiceFailure | MachineState::ConnectionLoss => Level::Warn,
+            _ => Level::Info,
+        }
+    }
+    fn message(&self) -> String {
+        let reason = self.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+        format!("the machine is {} (was {}){reason}", self.to, self.from)
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct StartupComplete {
+    pub took_ms: u64,
+}
+
+impl Observed for StartupComplete {
+    const KIND: &'static str = "machine.startup_complete";
+    fn message(&self) -> String {
+        format!("start-up is complete after {} ms", self.took_ms)
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct ReloadCommitted {
+    pub generation: u64,
+    pub hash: String,
+    pub changes: Vec<String>,
+}
+
+impl Observed for ReloadCommitted {
+    const KIND: &'static str = "reload.committed";
+    fn message(&self) -> String {
+        let what = if self.changes.is_empty() { "nothing to do".to_owned() } else { self.changes.join(", ") };
+        format!("generation {} is live: {what}", self.generation)
+    }
+    fn record(&self) {
+        counter!("machinist_reloads_total", "result" => "committed").increment(1);
+        gauge!("machinist_last_reload_success").set(1.0);
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct ReloadRejected {
+    pub problems: Problems,
+}
+
+impl Observed for ReloadRejected {
+    const KIND: &'static str = "reload.rejected";
+    fn level(&self) -> Level {
+        Level::Error
+    }
+    fn message(&self) -> String {
+        format!("the edit is refused, the machine goes on as it is\n{}", self.problems)
+    }
+    fn record(&self) {
+        counter!("machinist_reloads_total", "result" => "rejected").increment(1);
+        gauge!("machinist_last_reload_success").set(0.0);
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct LeftoversKilled {
+    pub leftovers: Vec<Leftover>,
+}
+
+impl Observed for LeftoversKilled {
+    const KIND: &'static str = "machine.leftovers_killed";
+    fn level(&self) -> Level {
+        Level::Warn
+    }
+    fn message(&self) -> String {
+        let which: Vec<String> =
+            self.leftovers.iter().map(|leftover| format!("{} ({})", leftover.command, leftover.pid)).collect();
+        format!("ended {} processes of an earlier life of the engine: {}", self.leftovers.len(), which.join(", "))
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct HookFailed {
+    pub hook: &'static str,
+    pub problem: String,
+}
+
+impl Observed for HookFailed {
+    const KIND: &'static str = "script.failed";
+    fn level(&self) -> Level {
+        Level::Error
+    }
+    fn subject(&self) -> Option<String> {
+        Some(self.hook.to_owned())
+    }
+    fn message(&self) -> String {
+        format!("hook {} failed\n{}", self.hook, self.problem)
+    }
+    fn record(&self) {
+        counter!("machinist_script_errors_total", "hook" => self.hook).increment(1);
+    }
+}

@@ -1,0 +1,198 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+use crate::base::{Name, Problem, Problems};
+use crate::host::process::find_program;
+use crate::script::{ConnectorProgram, MachineContext, MachineProgram, ScriptHost};
+use crate::settings::{Overrides, Settings, Tree, load, machine_file};
+use crate::spec::{Kind, MachineSpec, ProbeTarget};
+
+/// One version of a machine's files, compiled, checked and evaluated. Nothing of it runs until it is committed.
+pub struct Generation {
+    pub number: u64,
+    /// Over all files it is made of.
+    pub hash: String,
+    pub files: BTreeSet<PathBuf>,
+    pub settings: Arc<Settings>,
+    pub tree: Tree,
+    pub context: MachineContext,
+    pub program: MachineProgram,
+    pub connectors: BTreeMap<Name, ConnectorProgram>,
+    pub spec: Arc<MachineSpec>,
+    pub warnings: Problems,
+}
+
+impl fmt::Debug for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Generation").field("number", &self.number).field("hash", &self.hash).finish_non_exhaustive()
+    }
+}
+
+/// What a build starts from.
+#[derive(Clone)]
+pub struct BuildInputs {
+    pub dir: PathBuf,
+    pub overrides: Overrides,
+    pub host: ScriptHost,
+    /// The context of the machine; settings fill in what they decide.
+    pub context: MachineContext,
+    /// What the running machine was started with; none when nothing runs.
+    pub running: Option<Arc<Settings>>,
+}
+
+/// Reads everything again, compiles, evaluates and checks. The loader of `run`, of a reload and of `check`.
+///
+/// # Errors
+/// Every problem found.
+pub async fn build(inputs: &BuildInputs, number: u64) -> Result<Generation, Problems> {
+    let (settings, tree) = load(&inputs.dir, &inputs.overrides)?;
+    if let Some(running) = &inputs.running {
+        let fixed = changed_fixed_settings(running, &settings, &tree);
+        if fixed.has_errors() {
+            return Err(fixed);
+        }
+    }
+    let settings = Arc::new(settings);
+    let mut context = inputs.context.clone();
+    context.generation = number;
+    context.pool.clone_from(&settings.machine.pool);
+    context.labels.clone_from(&settings.machine.labels);
+    context.vars.clone_from(&settings.vars);
+    context.workers = workers(&settings, context.cpus);
+
+    let script = settings.dir.join(&settings.machine.script);
+    let host = inputs.host.clone();
+    let program = blocking(move || host.load_machine(&script)).await?;
+    let mut problems = Problems::default();
+    let services = program.services(&context).await.unwrap_or_else(|found| collect(&mut problems, found));
+    let workers = program.workers(&context).await.unwrap_or_else(|found| collect(&mut problems, found));
+    let spec = match MachineSpec::check(&services, &workers) {
+        Ok(spec) => Arc::new(spec),
+        Err(found) => {
+            problems.extend(program.locate(found));
+            Arc::default()
+        }
+    };
+    let mut connectors = BTreeMap::new();
+    for name in spec.workers.iter().map(|worker| &worker.connector).collect::<BTreeSet<_>>() {
+        let loaded = match connector_path(&settings, name) {
+            Ok(path) => {
+                let (host, name) = (inputs.host.clone(), name.clone());
+                blocking(move || host.load_connector(&name, &path)).await
+            }
+            Err(problem) => Err(problem.into()),
+        };
+        match loaded {
+            Ok(connector) => drop(connectors.insert(name.clone(), connector)),
+            Err(found) => problems.extend(found),
+        }
+    }
+    problems.extend(missing_programs(&settings, &spec));
+    if problems.has_errors() {
+        return Err(problems);
+    }
+    let mut files: BTreeMap<PathBuf, String> = program.files().into_iter().collect();
+    files.extend(connectors.values().flat_map(ConnectorProgram::files));
+    let mut hasher = Sha256::new();
+    for (file, hash) in &files {
+        hasher.update(file.to_string_lossy().as_bytes());
+        hasher.update(hash.as_bytes());
+    }
+    hasher.update(serde_json::to_vec(&*settings).unwrap_or_default());
+    let hash = hasher.finalize().iter().take(8).fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
+    let mut files: BTreeSet<PathBuf> = files.into_keys().collect();
+    files.extend(machine_file(&settings.dir).or_else(|| Some(settings.dir.join("machine.toml"))));
+    let generation =
+        Generation { number, hash, files, settings, tree, context, program, connectors, spec, warnings: problems };
+    Ok(generation)
+}
+
+/// How many workers scripts are asked for.
+fn workers(settings: &Settings, cpus: f64) -> u32 {
+    if settings.machine.workers > 0 {
+        return settings.machine.workers;
+    }
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "CPUs are few and positive")]
+    let per_cpu = cpus.floor() as u32;
+    per_cpu.max(1)
+}
+
+fn collect<T: Default>(problems: &mut Problems, found: Problems) -> T {
+    problems.extend(found);
+    T::default()
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Problems> + Send + 'static,
+) -> Result<T, Problems> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(_) => Err(Problem::error("loading the script panicked, which is a bug of machinist").into()),
+    }
+}
+
+/// The connector's script: as the settings say, else below the machine's directory, else below the scripts directory.
+fn connector_path(settings: &Settings, name: &Name) -> Result<PathBuf, Problem> {
+    let given = settings.connectors.get(name).and_then(|connector| connector.script.clone());
+    let relative = given.unwrap_or_else(|| PathBuf::from(format!("connectors/{name}.rhai")));
+    let candidates = [settings.dir.join(&relative), settings.scripts_dir.join(&relative)];
+    candidates.iter().find(|path| path.is_file()).cloned().ok_or_else(|| {
+        let looked: Vec<String> = candidates.iter().map(|path| path.display().to_string()).collect();
+        Problem::error(format!("the connector {name:?} has no script"))
+            .note(format!("looked for {}", looked.join(" and ")))
+            .help(format!("write it, or name its file with script in [connectors.{name}]"))
+    })
+}
+
+/// Programs of services and exec probes that are not there. Where a setup step runs first it may bring them, so that is a
+/// warning.
+fn missing_programs(settings: &Settings, spec: &MachineSpec) -> Vec<Problem> {
+    let has_setup = spec.services.iter().any(|service| service.kind == Kind::Setup);
+    let engine_path = std::env::var_os("PATH");
+    let mut problems = Vec::new();
+    for service in &spec.services {
+        let cwd = service.cwd.as_ref().map_or_else(|| settings.dir.clone(), |cwd| settings.dir.join(cwd));
+        let path = service.env.get("PATH").map(std::ffi::OsString::from).or_else(|| engine_path.clone());
+        let probe = service.ready.as_ref().and_then(|probe| match &probe.target {
+            ProbeTarget::Exec(argv) => argv.first(),
+            _ => None,
+        });
+        for program in service.command.first().into_iter().chain(probe) {
+            if find_program(program, Some(Path::new(&cwd)), path.as_deref()).is_some() {
+                continue;
+            }
+            let message = format!("service \"{}\": the program {program:?} is not there", service.name);
+            let brought = has_setup && service.kind != Kind::Setup;
+            let problem = if brought { Problem::warning(message) } else { Problem::error(message) };
+            problems
+                .push(problem.help("install it, or write its full path; PATH and the working directory were searched"));
+        }
+    }
+    problems
+}
+
+/// Settings that a running machine cannot take over.
+fn changed_fixed_settings(old: &Settings, new: &Settings, tree: &Tree) -> Problems {
+    let fixed = [
+        ("state_dir", old.state_dir == new.state_dir),
+        ("scripts_dir", old.scripts_dir == new.scripts_dir),
+        ("machine.id", old.machine.id == new.machine.id),
+        ("machine.type", old.machine.machine_type == new.machine.machine_type),
+        ("queue", old.queue == new.queue),
+        ("http", old.http == new.http),
+        ("reload", old.reload == new.reload),
+        ("shutdown", old.shutdown == new.shutdown),
+        ("log", old.log == new.log),
+    ];
+    let changed = fixed.into_iter().filter(|(_, same)| !same).map(|(name, _)| {
+        let path: Vec<String> = name.split('.').map(str::to_owned).collect();
+        let problem = Problem::error(format!("{name} cannot be changed while the machine runs"))
+            .help("restart the machine to use it, or put the old value back");
+        tree.origin(&path).map_or_else(|| problem.clone(), |origin| origin.locate(problem.clone()))
+    });
+    Problems(changed.collect())
+}

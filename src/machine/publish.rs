@@ -1,0 +1,83 @@
+use std::collections::BTreeMap;
+
+use metrics::gauge;
+
+use super::generation::Generation;
+use super::handle::Machine;
+use super::startup::Timeline;
+use crate::admin::{GenerationStatus, MachineIdentity, MachineStatus, Rejection};
+use crate::base::{Name, Timestamp};
+use crate::queue::QueueStats;
+use crate::supervisor::ServicesStatus;
+use crate::telemetry::Published;
+use crate::worker::WorkerStatus;
+
+/// Puts the machine's status together and publishes it.
+pub(super) struct Publisher {
+    pub identity: MachineIdentity,
+    pub timeline: Timeline,
+    pub status: Published<MachineStatus>,
+    pub generation: GenerationStatus,
+    since: Timestamp,
+}
+
+impl Publisher {
+    pub fn new(identity: MachineIdentity, timeline: Timeline) -> Self {
+        let now = Timestamp::now();
+        let generation =
+            GenerationStatus { number: 0, hash: String::new(), since: now, files: Vec::new(), rejection: None };
+        let status = MachineStatus {
+            machine: identity.clone(),
+            state: crate::admin::MachineState::Starting,
+            since: now,
+            reason: Some("booting".to_owned()),
+            started: false,
+            startup: Vec::new(),
+            generation: generation.clone(),
+            services: BTreeMap::new(),
+            workers: BTreeMap::new(),
+            queue: None,
+        };
+        Self { identity, timeline, status: Published::new(status), generation, since: now }
+    }
+
+    pub fn committed(&mut self, generation: &Generation) {
+        self.generation = GenerationStatus {
+            number: generation.number,
+            hash: generation.hash.clone(),
+            since: Timestamp::now(),
+            files: generation.files.iter().map(|file| file.display().to_string()).collect(),
+            rejection: None,
+        };
+        #[expect(clippy::cast_precision_loss, reason = "a gauge is a double")]
+        gauge!("machinist_generation").set(generation.number as f64);
+    }
+
+    pub fn rejected(&mut self, rejection: Rejection) {
+        self.generation.rejection = Some(rejection);
+    }
+
+    pub fn publish(
+        &mut self,
+        machine: &Machine,
+        services: &ServicesStatus,
+        workers: BTreeMap<Name, WorkerStatus>,
+        queue: Option<QueueStats>,
+    ) {
+        if self.status.get().state != machine.state {
+            self.since = Timestamp::now();
+        }
+        self.status.set_if_changed(MachineStatus {
+            machine: self.identity.clone(),
+            state: machine.state,
+            since: self.since,
+            reason: machine.reason.clone(),
+            started: machine.started,
+            startup: self.timeline.steps(),
+            generation: self.generation.clone(),
+            services: services.services.clone(),
+            workers,
+            queue,
+        });
+    }
+}

@@ -1,0 +1,227 @@
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, watch};
+use tokio_util::task::TaskTracker;
+
+use super::event::Event;
+use super::generation::Generation;
+use crate::base::Name;
+use crate::host::Identity;
+use crate::queue::{Broker, Registration};
+use crate::script::ConnectorContext;
+use crate::spec::{Capabilities, Hardware, Kind, MachineSpec, WorkerSpec};
+use crate::supervisor::{ServiceState, ServicesStatus};
+use crate::telemetry::EventLog;
+use crate::worker::{Connector, Readiness, Worker, WorkerConfig, WorkerHandle, WorkerStatus};
+
+/// A job that runs when its worker is replaced may finish; this only bounds the wait.
+const REPLACED_WORKER_PATIENCE: Duration = Duration::from_hours(24);
+
+/// The workers that run, and those that finish their last jobs.
+pub(super) struct Workers {
+    pub identity: Identity,
+    pub hardware: Hardware,
+    pub broker: Arc<dyn Broker>,
+    pub events: EventLog,
+    pub tracker: TaskTracker,
+    pub sender: mpsc::UnboundedSender<Event>,
+    pub lease: Duration,
+    pub incarnation: String,
+    running: BTreeMap<Name, Running>,
+}
+
+struct Running {
+    spec: WorkerSpec,
+    handle: WorkerHandle,
+    ready: watch::Sender<Readiness>,
+    hash: String,
+}
+
+impl Workers {
+    pub fn new(
+        identity: Identity,
+        hardware: Hardware,
+        broker: Arc<dyn Broker>,
+        events: EventLog,
+        tracker: TaskTracker,
+        sender: mpsc::UnboundedSender<Event>,
+        lease: Duration,
+    ) -> Self {
+        let incarnation = format!("{}-{}", identity.incarnation, uuid::Uuid::new_v4().simple());
+        Self { identity, hardware, broker, events, tracker, sender, lease, incarnation, running: BTreeMap::new() }
+    }
+
+    /// Makes the workers those of `generation`.
+    pub fn apply(&mut self, generation: &Generation, services: &ServicesStatus) {
+        let spec = &generation.spec;
+        let gone: Vec<Name> = self.running.keys().filter(|name| spec.worker(name).is_none()).cloned().collect();
+        for name in gone {
+            if let Some(running) = self.running.remove(&name) {
+                running.handle.drain(Instant::now() + REPLACED_WORKER_PATIENCE);
+            }
+        }
+        for worker in &spec.workers {
+            let connector = self.bind(generation, worker);
+            let Some(connector) = connector else { continue };
+            let hash = generation.hash.clone();
+            match self.running.get_mut(&worker.name) {
+                Some(running) if only_live_fields_differ(&running.spec, worker) => {
+                    if running.spec.slots != worker.slots {
+                        running.handle.set_slots(worker.slots);
+                    }
+                    if running.hash != hash {
+                        running.handle.replace_connector(connector);
+                    }
+                    running.spec = worker.clone();
+                    running.hash = hash;
+                }
+                Some(_) => self.replace(generation, worker, connector, hash),
+                None => self.start(generation, worker, connector, hash, None),
+            }
+        }
+        self.services_changed(spec, services);
+    }
+
+    fn replace(&mut self, generation: &Generation, worker: &WorkerSpec, connector: Arc<dyn Connector>, hash: String) {
+        let old = self.running.remove(&worker.name).map(|running| running.handle);
+        if let Some(old) = &old {
+            old.drain(Instant::now() + REPLACED_WORKER_PATIENCE);
+        }
+        self.start(generation, worker, connector, hash, old);
+    }
+
+    /// `after` finishes its jobs first: both have one name in the queue, and the jobs of one must not count as lost.
+    fn start(
+        &mut self,
+        generation: &Generation,
+        worker: &WorkerSpec,
+        connector: Arc<dyn Connector>,
+        hash: String,
+        after: Option<WorkerHandle>,
+    ) {
+        let waiting = if after.is_some() { "its predecessor finishes its jobs" } else { "starting" };
+        let (ready, receiver) = watch::channel(Err(waiting.to_owned()));
+        let (gate, gated) = watch::channel(Err(waiting.to_owned()));
+        let config = WorkerConfig {
+            name: worker.name.clone(),
+            connector_name: worker.connector.clone(),
+            slots: worker.slots,
+            registration: Registration {
+                worker: format!("{}/{}", self.identity.id, worker.name),
+                incarnation: format!("{}-{}-{}", self.incarnation, generation.number, worker.name),
+            },
+            capabilities: self.capabilities(generation, worker),
+            broker: Arc::clone(&self.broker),
+            connector,
+            lease: self.lease,
+            ready: gated,
+            events: self.events.clone(),
+        };
+        let handle = Worker::start(config, &self.tracker);
+        self.tracker.spawn(pass_on_readiness(receiver, gate, after, handle.clone()));
+        let (mut status, sender) = (handle.subscribe(), self.sender.clone());
+        self.tracker.spawn(async move {
+            while status.changed().await.is_ok() {
+                if sender.send(Event::Workers).is_err() {
+                    return;
+                }
+            }
+        });
+        let running = Running { spec: worker.clone(), handle, ready, hash };
+        self.running.insert(worker.name.clone(), running);
+    }
+
+    fn bind(&self, generation: &Generation, worker: &WorkerSpec) -> Option<Arc<dyn Connector>> {
+        let program = generation.connectors.get(&worker.connector)?;
+        let settings = generation.settings.connectors.get(&worker.connector);
+        let mut vars = settings.map(|settings| settings.vars.clone()).unwrap_or_default();
+        vars.extend(worker.vars.clone());
+        let work_dir = generation.settings.state_dir.join("work").join(worker.name.as_str());
+        Some(program.bind(ConnectorContext {
+            connector: worker.connector.clone(),
+            worker: worker.name.clone(),
+            vars,
+            machine: generation.context.clone(),
+            work_dir,
+        }))
+    }
+
+    fn capabilities(&self, generation: &Generation, worker: &WorkerSpec) -> Capabilities {
+        let mut labels = generation.settings.machine.labels.clone();
+        labels.extend(worker.labels.clone());
+        Capabilities {
+            services: worker.services.clone(),
+            machine_type: generation.settings.machine.machine_type.clone(),
+            machine: self.identity.id.clone(),
+            worker: worker.name.clone(),
+            pool: generation.settings.machine.pool.clone(),
+            hardware: worker.hardware.unwrap_or(self.hardware),
+            models: worker.models.clone(),
+            labels,
+            deny_customers: worker.deny_customers.clone(),
+            allow_customers: worker.allow_customers.clone(),
+        }
+    }
+
+    /// Tells each worker whether what it needs is ready.
+    pub fn services_changed(&self, spec: &MachineSpec, services: &ServicesStatus) {
+        let setup = spec.services.iter().filter(|service| service.kind == Kind::Setup).map(|service| &service.name);
+        let setup = first_not_ready(setup, services);
+        for running in self.running.values() {
+            let needs = first_not_ready(running.spec.needs.iter(), services);
+            let readiness = setup.clone().or(needs).map_or(Ok(()), Err);
+            running.ready.send_if_modified(|current| {
+                let changed = *current != readiness;
+                current.clone_from(&readiness);
+                changed
+            });
+        }
+    }
+
+    pub fn status(&self) -> BTreeMap<Name, WorkerStatus> {
+        self.running.iter().map(|(name, running)| (name.clone(), running.handle.status().as_ref().clone())).collect()
+    }
+
+    pub fn handles(&self) -> Vec<WorkerHandle> {
+        self.running.values().map(|running| running.handle.clone()).collect()
+    }
+}
+
+async fn pass_on_readiness(
+    mut from: watch::Receiver<Readiness>,
+    to: watch::Sender<Readiness>,
+    after: Option<WorkerHandle>,
+    worker: WorkerHandle,
+) {
+    if let Some(after) = after {
+        tokio::select! {
+            () = after.stopped() => {}
+            () = worker.stopped() => return,
+        }
+    }
+    loop {
+        let readiness = from.borrow_and_update().clone();
+        drop(to.send_replace(readiness));
+        tokio::select! {
+            changed = from.changed() => if changed.is_err() { return },
+            () = worker.stopped() => return,
+        }
+    }
+}
+
+fn first_not_ready<'a>(names: impl Iterator<Item = &'a Name>, services: &ServicesStatus) -> Option<String> {
+    names.into_iter().find_map(|name| {
+        let state = services.services.get(name).map(|service| service.state);
+        let ready = matches!(state, Some(ServiceState::Ready | ServiceState::Completed));
+        let shown = state.map_or("not there", ServiceState::as_str);
+        (!ready).then(|| format!("waits for service {name}, which is {shown}"))
+    })
+}
+
+/// What a running worker can take over without leaving the queue.
+fn only_live_fields_differ(old: &WorkerSpec, new: &WorkerSpec) -> bool {
+    let strip = |spec: &WorkerSpec| WorkerSpec { slots: 1, vars: serde_json::Map::new(), ..spec.clone() };
+    strip(old) == strip(new)
+}
