@@ -228,8 +228,8 @@ fn start_up(performer: &mut Performer, generation: &Arc<Generation>, tracker: &T
     let cancel = performer.startup_cancel.clone();
     tracker.spawn(async move {
         let mut outcome = Ok(());
+        wait_until_known(&supervisor, &generation).await;
         if mode == StartMode::Held {
-            wait_until_known(&supervisor, &generation).await;
             timeline.begin("startup(m)");
             let steps = Arc::new(timeline.clone());
             outcome = generation.program.startup(&generation.context, steps, cancel).await;
@@ -237,6 +237,8 @@ fn start_up(performer: &mut Performer, generation: &Arc<Generation>, tracker: &T
             // What the sequence did not name comes after it.
             supervisor.start_all();
         }
+        // Nothing counts as up before it is known to be there.
+        let _ = sender.send(Event::Services(supervisor.status()));
         let _ = sender.send(Event::StartupEnded(outcome.map_err(|problem| problem.to_string())));
     });
 }
