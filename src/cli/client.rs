@@ -136,7 +136,7 @@ async fn refusal(response: Response) -> CliError {
     let error = &body["error"];
     let mut message = error["message"].as_str().map_or_else(|| format!("the machine answered {status}"), str::to_owned);
     if let Some(help) = error["help"].as_str() {
-        message.push_str(&format!("\n = help: {help}"));
+        message = format!("{message}\n = help: {help}");
     }
     if status.is_server_error() { CliError::failed(message) } else { CliError::refused(message) }
 }

@@ -262,7 +262,7 @@ async fn list(client: &Client, args: &ListArgs, global: &Global) -> Result<ExitC
     let mut path = format!("/jobs?limit={}", args.limit);
     for (name, value) in [("state", &args.state), ("service", &args.service), ("before", &args.before)] {
         if let Some(value) = value {
-            path.push_str(&format!("&{name}={}", segment(value)));
+            path = format!("{path}&{name}={}", segment(value));
         }
     }
     let answer = client.get(&path).await?;

@@ -213,7 +213,9 @@ impl Machine {
                 self.enter(MachineState::Draining, Some(why), effects);
                 let deadline = now + self.limits.grace;
                 self.ending = Ending::Workers { exit_code: 0, deadline, hurried: false };
-                effects.push(Effect::DrainWorkers { deadline: deadline - self.limits.reserve() });
+                effects.push(Effect::DrainWorkers {
+                    deadline: now + (self.limits.grace.saturating_sub(self.limits.reserve())),
+                });
                 effects.push(Effect::Reply(replies, Ok("draining".to_owned())));
             }
             // Asked twice: whoever asks does not want to wait for jobs.

@@ -63,7 +63,7 @@ impl Workers {
             }
         }
         for worker in &spec.workers {
-            let connector = self.bind(generation, worker);
+            let connector = Self::bind(generation, worker);
             let Some(connector) = connector else { continue };
             let hash = generation.hash.clone();
             match self.running.get_mut(&worker.name) {
@@ -133,7 +133,7 @@ impl Workers {
         self.running.insert(worker.name.clone(), running);
     }
 
-    fn bind(&self, generation: &Generation, worker: &WorkerSpec) -> Option<Arc<dyn Connector>> {
+    fn bind(generation: &Generation, worker: &WorkerSpec) -> Option<Arc<dyn Connector>> {
         let program = generation.connectors.get(&worker.connector)?;
         let settings = generation.settings.connectors.get(&worker.connector);
         let mut vars = settings.map(|settings| settings.vars.clone()).unwrap_or_default();

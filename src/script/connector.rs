@@ -114,11 +114,15 @@ impl Connector for Bound {
         call.sink = Some(Arc::clone(&context.sink));
         let work_dir = self.context.work_dir.join(format!("{}-{}", job.id.as_str().replace(':', "_"), job.claims));
         call.work_dir = Some(work_dir.clone());
-        let handle = JobHandle::new(Arc::clone(&job), Arc::clone(&context.sink), context.cancel.clone(), work_dir);
+        let handle =
+            JobHandle::new(Arc::clone(&job), Arc::clone(&context.sink), context.cancel.clone(), work_dir.clone());
         let (argument, bound) = (handle.clone(), self.context());
         let arguments = move || Ok((Dynamic::from(argument), rhai::serde::to_dynamic(&bound)?));
         let limit = job.submission.timeout.get();
-        match self.program.invoke(hook, call, arguments).await {
+        let outcome = self.program.invoke(hook, call, arguments).await;
+        // Scripts that are stopped cannot tidy up.
+        let _ = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(work_dir)).await;
+        match outcome {
             Ok(returned) => rhai::serde::from_dynamic(&returned).map_err(|cause| {
                 let message = format!("{hook}(job, ctx) returned something that is no plain data: {cause}");
                 Failure::new(FailureClass::Fatal, message)

@@ -35,7 +35,7 @@ pub(super) fn build(power: Power, resolver: RootedResolver) -> Engine {
     engine.set_module_resolver(resolver);
     // Looking at the clock at every operation would double the time a script takes.
     engine.on_progress(|operations| {
-        if operations & 0xfff == 0 {
+        if operations.trailing_zeros() >= 12 {
             call::interruption_of_current().map(|why| Dynamic::from(why.to_owned()))
         } else {
             None

@@ -17,7 +17,7 @@ pub(super) struct Places<'a> {
 }
 
 impl Places<'_> {
-    pub fn syntax(&self, source: &SourceText, cause: &ParseError) -> Problem {
+    pub fn syntax(source: &SourceText, cause: &ParseError) -> Problem {
         let problem = Problem::error(format!("syntax: {}", lowercase(&cause.err_type().to_string())));
         at(problem, source, cause.position())
     }
@@ -62,6 +62,11 @@ impl Places<'_> {
             problem = problem.note(format!("in hook {hook}"));
         }
         match self.source(file.as_deref()) {
+            // An endless empty loop has no place of its own.
+            Some(source) if position.is_none() && !hook.is_empty() => {
+                let line = source.text.lines().position(|line| line.contains(&format!("fn {hook}(")));
+                problem.at(source, line.map_or(1, |line| line + 1), None)
+            }
             Some(source) => at(problem, source, position),
             None => problem,
         }

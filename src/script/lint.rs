@@ -52,8 +52,7 @@ impl Functions {
         let mut calls: Vec<(String, usize, Position)> = Vec::new();
         ast.walk(&mut |nodes: &[ASTNode<'_>]| {
             match nodes.last() {
-                Some(ASTNode::Expr(Expr::FnCall(call, position)))
-                | Some(ASTNode::Stmt(Stmt::FnCall(call, position))) => {
+                Some(ASTNode::Expr(Expr::FnCall(call, position)) | ASTNode::Stmt(Stmt::FnCall(call, position))) => {
                     let namespace = call.namespace.to_string();
                     let name = if namespace.is_empty() {
                         call.name.to_string()

@@ -130,10 +130,7 @@ impl Program {
         let functions = Functions::of(&engine);
         let names = functions.names();
         let sources = vec![source];
-        let mut ast = engine.compile(&text).map_err(|cause| {
-            let places = Places { sources: &sources, functions: &names };
-            Problems::from(places.syntax(&sources[0], &cause))
-        })?;
+        let mut ast = engine.compile(&text).map_err(|cause| Problems::from(Places::syntax(&sources[0], &cause)))?;
         ast.set_source(path.display().to_string());
         let problems = if lint { Problems(functions.check(&ast, &sources[0])) } else { Problems::default() };
         Ok((Self { deps: Arc::clone(deps), engine, ast, sources, functions: names }, problems))

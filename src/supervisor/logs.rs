@@ -1,4 +1,5 @@
 use std::collections::VecDeque;
+use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::os::fd::OwnedFd;
@@ -125,7 +126,7 @@ impl ServiceLog {
                 inner.last_stderr = Some((incarnation, text.chars().take(500).collect()));
             }
             if inner.passthrough {
-                passed.push_str(&format!("{} | {text}\n", inner.service));
+                let _ = writeln!(passed, "{} | {text}", inner.service);
             }
             let (seq, service) = (inner.next_seq, inner.service.clone());
             inner.push(LogLine { seq, at, service, incarnation, stream, text });

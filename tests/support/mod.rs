@@ -15,9 +15,13 @@ pub fn wait_until<T>(what: &str, limit: Duration, mut condition: impl FnMut() ->
     }
 }
 
-/// A TCP port that nobody listens on now.
+/// A TCP port that nobody listens on now, below the range from which the kernel gives ports to clients: those of tests
+/// that run at the same time would take it away again.
 pub fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    (0..1000)
+        .map(|_| rand::random_range(10_000..32_000))
+        .find(|port| std::net::TcpListener::bind(("0.0.0.0", *port)).is_ok())
+        .expect("a free port")
 }
 
 /// The processes whose command line contains `needle`, zombies left out.

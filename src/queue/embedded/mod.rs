@@ -1,4 +1,4 @@
-//! The queue of one machine, in one SQLite file.
+//! The queue of one machine, in one `SQLite` file.
 //!
 //! One thread owns the file. It takes whatever operations wait, runs them in one transaction (each in a savepoint, so that
 //! one that fails undoes only itself), commits once, and only then answers: many callers share one sync to disk, and what
@@ -194,8 +194,8 @@ impl Owner {
                 }
             }
             for answer in answers {
-                let committed = outcome.as_ref().map(|()| ());
-                answer(committed.map_err(|cause| BrokerError::Unavailable { why: cause.to_string() }));
+                let failed = outcome.as_ref().err().map(|cause| BrokerError::Unavailable { why: cause.to_string() });
+                answer(failed.map_or(Ok(()), Err));
             }
             if self.store.connection.total_changes() != changes {
                 self.wake();

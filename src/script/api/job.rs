@@ -40,7 +40,7 @@ pub(super) fn register(engine: &mut Engine) {
     engine.register_get("saved", |job: &mut JobHandle| -> ScriptResult<Dynamic> {
         rhai::serde::to_dynamic(&job.job.saved)
     });
-    // Made when it is asked for, removed by the connector: what is left is removed at the machine's next start.
+    // The script makes it when it needs one; the engine removes it when the attempt is over, however it ends.
     engine.register_get("work_dir", |job: &mut JobHandle| job.work_dir.display().to_string());
     engine.register_fn("progress", |job: &mut JobHandle, fraction: f64| job.sink.progress(fraction, ""));
     engine.register_fn("progress", |job: &mut JobHandle, fraction: f64, message: &str| {

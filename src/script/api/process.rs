@@ -25,7 +25,7 @@ struct Options {
     argv: Vec<String>,
     /// Default: the job's work directory, else the machine's.
     cwd: Option<String>,
-    /// Added to a small environment: PATH, HOME, LANG, LC_ALL, TZ, TMPDIR, USER.
+    /// Added to a small environment: `PATH`, `HOME`, `LANG`, `LC_ALL`, `TZ`, `TMPDIR`, `USER`.
     #[serde(default)]
     env: BTreeMap<String, String>,
     stdin: Option<String>,
