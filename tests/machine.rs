@@ -200,7 +200,8 @@ fn quickstart_survives_kill_9_with_every_result_right_and_counted_once() {
         let digest = Sha256::digest(text.as_bytes()).iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
         expected.insert(format!("job-{n}"), format!("{digest}  -\n"));
         let job = json!({ "id": format!("job-{n}"), "service": "command", "payload": { "program": "sha256", "stdin": text } });
-        lines = lines + &job.to_string() + "\n";
+        lines.push_str(job.to_string().as_str());
+        lines.push('\n');
     }
     std::fs::write(&bulk, lines).unwrap();
     let bulk = bulk.display().to_string();
