@@ -478,7 +478,7 @@ fn services(m) { [
 ] }
 fn startup(m) {
     step("first a", || { start("a"); wait_ready("a", "10s"); });
-    step("then b", || { run(["true"]); start("b"); wait_ready("b"); });
+    step("then b", || { run(["true"]); process::run(#{ argv: ["true"] }); start("b"); wait_ready("b"); });
 }
 fn on_event(m, event) {
     if event.kind == "machine.startup_complete" { log::info("the hook saw it"); }

@@ -27,6 +27,8 @@ pub(super) struct Call {
     /// Where relative paths begin and what may be written.
     pub work_dir: Option<PathBuf>,
     pub steps: Option<Arc<dyn StepObserver>>,
+    /// A pure hook's: it computes and does nothing else.
+    pub pure: bool,
 }
 
 thread_local! {
@@ -44,10 +46,16 @@ impl Call {
         result
     }
 
-    /// The call that this thread runs.
+    /// The call that this thread runs, for a primitive that acts or looks at the world.
     pub fn current() -> ScriptResult<Self> {
         let current = CURRENT.with(|current| current.borrow().clone());
-        current.ok_or_else(|| error("this function can be used inside a hook only"))
+        match current {
+            Some(call) if call.pure => Err(error(
+                "this function cannot be used here: services(m), workers(m) and the top level only compute; use m",
+            )),
+            Some(call) => Ok(call),
+            None => Err(error("this function can be used inside a hook only")),
+        }
     }
 
     /// Why the call has to end now, if it has to.

@@ -3,7 +3,8 @@ use rhai::{Dynamic, Engine, OptimizationLevel};
 use super::resolver::RootedResolver;
 use super::{api, call, failure};
 
-/// Which primitives a script gets.
+/// What a program's hooks may do. Both know all primitives, so that one script compiles for both; in a pure hook those
+/// that act refuse to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Power {
     /// Computes from its arguments and nothing else.
@@ -11,8 +12,8 @@ pub(super) enum Power {
     Full,
 }
 
-/// Operations a pure hook may use: seconds of pure computing.
-const PURE_OPERATIONS: u64 = 50_000_000;
+/// Operations a pure hook may use: about a second of computing.
+const PURE_OPERATIONS: u64 = 5_000_000;
 
 /// An engine in which nothing is unlimited and nothing blocks without end.
 pub(super) fn build(power: Power, resolver: RootedResolver) -> Engine {
@@ -44,6 +45,6 @@ pub(super) fn build(power: Power, resolver: RootedResolver) -> Engine {
     engine.on_print(|text| tracing::info!("script: {text}"));
     engine.on_debug(|text, _, position| tracing::info!("script {position:?}: {text}"));
     failure::register(&mut engine);
-    api::register(&mut engine, power);
+    api::register(&mut engine);
     engine
 }

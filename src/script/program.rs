@@ -64,9 +64,8 @@ impl ScriptHost {
             ("shutdown", 1, false),
         ];
         let full = Program::load(&self.deps, path, Power::Full, &hooks)?;
-        // The same text for the hooks that only compute. It is not checked against the smaller set of primitives as a
-        // whole, since `startup` may use them all; a pure hook that does is told when it is called.
-        let pure = Program::load_unchecked(&self.deps, path, Power::Pure)?;
+        // The same text once more for the hooks that only compute, in an engine that counts their operations.
+        let pure = Program::load(&self.deps, path, Power::Pure, &hooks)?;
         Ok(MachineProgram { pure: Arc::new(pure), full: Arc::new(full) })
     }
 
@@ -104,11 +103,12 @@ pub(super) struct Program {
     pub ast: AST,
     pub sources: Vec<SourceText>,
     functions: Vec<String>,
+    power: Power,
 }
 
 impl Program {
     fn load(deps: &Arc<Deps>, path: &Path, power: Power, hooks: &[(&str, usize, bool)]) -> Result<Self, Problems> {
-        let (program, mut problems) = Self::compile(deps, path, power, true)?;
+        let (program, mut problems) = Self::compile(deps, path, power)?;
         problems.extend(program.check_hooks(hooks));
         if problems.has_errors() {
             return Err(problems);
@@ -116,12 +116,7 @@ impl Program {
         program.run_top_level()
     }
 
-    fn load_unchecked(deps: &Arc<Deps>, path: &Path, power: Power) -> Result<Self, Problems> {
-        let (program, _) = Self::compile(deps, path, power, false)?;
-        program.run_top_level()
-    }
-
-    fn compile(deps: &Arc<Deps>, path: &Path, power: Power, lint: bool) -> Result<(Self, Problems), Problems> {
+    fn compile(deps: &Arc<Deps>, path: &Path, power: Power) -> Result<(Self, Problems), Problems> {
         let text = std::fs::read_to_string(path)
             .map_err(|cause| Problem::error(format!("the script cannot be read: {cause}")).in_file(path))?;
         let source = SourceText::new(path, &text);
@@ -132,8 +127,8 @@ impl Program {
         let sources = vec![source];
         let mut ast = engine.compile(&text).map_err(|cause| Problems::from(Places::syntax(&sources[0], &cause)))?;
         ast.set_source(path.display().to_string());
-        let problems = if lint { Problems(functions.check(&ast, &sources[0])) } else { Problems::default() };
-        Ok((Self { deps: Arc::clone(deps), engine, ast, sources, functions: names }, problems))
+        let problems = Problems(functions.check(&ast, &sources[0]));
+        Ok((Self { deps: Arc::clone(deps), engine, ast, sources, functions: names, power }, problems))
     }
 
     /// Runs the declarations once, which loads and runs all imports.
@@ -141,7 +136,8 @@ impl Program {
         let roots = vec![self.deps.config.machine_dir.clone(), self.deps.config.scripts_dir.clone()];
         let resolver = RootedResolver::new(roots);
         self.engine.set_module_resolver(resolver.clone());
-        let call = self.call(CancellationToken::new(), Instant::now() + LOAD_LIMIT);
+        let mut call = self.call(CancellationToken::new(), Instant::now() + LOAD_LIMIT);
+        call.pure = true;
         let outcome = call.scope(|| self.engine.run_ast_with_scope(&mut Scope::new(), &self.ast));
         self.sources.extend(resolver.sources());
         match outcome {
@@ -205,7 +201,15 @@ impl Program {
     }
 
     pub fn call(&self, cancel: CancellationToken, deadline: Instant) -> Call {
-        Call { deps: Arc::clone(&self.deps), cancel, deadline, sink: None, work_dir: None, steps: None }
+        Call {
+            deps: Arc::clone(&self.deps),
+            cancel,
+            deadline,
+            sink: None,
+            work_dir: None,
+            steps: None,
+            pure: self.power == Power::Pure,
+        }
     }
 
     pub fn problem(&self, cause: &rhai::EvalAltResult, hook: &str, limit: Option<Duration>) -> Problem {

@@ -2,16 +2,18 @@
 
 use rhai::{FuncRegistration, Module};
 
-use crate::script::call::{ScriptResult, error};
+use crate::script::call::{Call, ScriptResult, error};
 
 pub(super) fn module() -> Module {
     let mut module = Module::new();
     FuncRegistration::new("get").set_into_module(&mut module, |name: &str| -> ScriptResult<String> {
+        Call::current()?;
         read(name).ok_or_else(|| error(format!("the environment variable {name} is not set")))
     });
-    FuncRegistration::new("get")
-        .set_into_module(&mut module, |name: &str, fallback: &str| read(name).unwrap_or_else(|| fallback.to_owned()));
-    FuncRegistration::new("has").set_into_module(&mut module, |name: &str| read(name).is_some());
+    FuncRegistration::new("get").set_into_module(&mut module, |name: &str, fallback: &str| -> ScriptResult<String> {
+        Call::current()?;
+        Ok(read(name).unwrap_or_else(|| fallback.to_owned()))
+    });
     module
 }
 

@@ -15,23 +15,19 @@ use rhai::{Engine, Module};
 
 pub(super) use job::JobHandle;
 
-use super::engine::Power;
-
-pub(super) fn register(engine: &mut Engine, power: Power) {
+pub(super) fn register(engine: &mut Engine) {
     let mut namespace = |name: &str, module: Module| {
         engine.register_static_module(name, module.into());
     };
     namespace("json", json::module());
     namespace("log", log::module());
     namespace("crypto", crypto::module());
-    if power == Power::Full {
-        namespace("time", time::module());
-        namespace("env", env::module());
-        namespace("fs", fs::module());
-        namespace("process", process::module());
-        namespace("service", service::module());
-        job::register(engine);
-        startup::register(engine);
-    }
+    namespace("time", time::module());
+    namespace("env", env::module());
+    namespace("fs", fs::module());
+    namespace("process", process::module());
+    namespace("service", service::module());
+    job::register(engine);
+    startup::register(engine);
     time::register_sleep(engine);
 }

@@ -9,9 +9,14 @@ use crate::script::call::{Call, ScriptResult, error};
 
 pub(super) fn module() -> Module {
     let mut module = Module::new();
-    FuncRegistration::new("now").set_into_module(&mut module, || Timestamp::now().to_string());
-    FuncRegistration::new("now_ms")
-        .set_into_module(&mut module, || i64::try_from(Timestamp::now().as_millis()).unwrap_or(i64::MAX));
+    FuncRegistration::new("now").set_into_module(&mut module, || -> ScriptResult<String> {
+        Call::current()?;
+        Ok(Timestamp::now().to_string())
+    });
+    FuncRegistration::new("now_ms").set_into_module(&mut module, || -> ScriptResult<i64> {
+        Call::current()?;
+        Ok(i64::try_from(Timestamp::now().as_millis()).unwrap_or(i64::MAX))
+    });
     module
 }
 

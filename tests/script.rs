@@ -1,0 +1,219 @@
+//! The script host against scripts that mean no good, and the messages that authors get.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use machinist::base::{Name, Problems, Timestamp};
+use machinist::host::process::Processes;
+use machinist::queue::{Failure, FailureClass, Job};
+use machinist::script::{ConnectorContext, MachineContext, ScriptHost, ScriptHostConfig};
+use machinist::worker::{Connector, JobContext, JobSink};
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+struct Bench {
+    dir: tempfile::TempDir,
+    host: ScriptHost,
+}
+
+fn bench() -> Bench {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("machine")).unwrap();
+    let host = ScriptHost::new(ScriptHostConfig {
+        machine_dir: dir.path().join("machine"),
+        scripts_dir: dir.path().join("scripts"),
+        state_dir: dir.path().join("state"),
+        processes: Processes::start().unwrap(),
+        supervisor: None,
+        mark_prefix: format!("script-test/{}", std::process::id()),
+        runtime: tokio::runtime::Handle::current(),
+    });
+    Bench { dir, host }
+}
+
+fn context(dir: &Path) -> MachineContext {
+    MachineContext {
+        id: Name::new("m").unwrap(),
+        machine_type: Name::new("t").unwrap(),
+        pool: Name::new("p").unwrap(),
+        labels: std::collections::BTreeMap::new(),
+        vars: serde_json::Map::new(),
+        workers: 2,
+        gpus: Vec::new(),
+        cpus: 2.0,
+        memory_gb: 1.0,
+        env: std::collections::BTreeMap::new(),
+        generation: 1,
+        engine: "machinist".into(),
+        dir: dir.to_owned(),
+        state_dir: dir.to_owned(),
+    }
+}
+
+impl Bench {
+    fn write(&self, name: &str, text: &str) -> std::path::PathBuf {
+        let path = self.dir.path().join("machine").join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    async fn services(&self, script: &str) -> Result<Vec<Value>, Problems> {
+        let program = self.host.load_machine(&self.write("machine.rhai", script))?;
+        program.services(&context(self.dir.path())).await
+    }
+
+    async fn mistake(&self, script: &str) -> String {
+        let problems = self.services(script).await.unwrap_err().to_string();
+        problems.replace(&self.dir.path().display().to_string(), "")
+    }
+
+    fn connector(&self, script: &str) -> Arc<dyn Connector> {
+        let name = Name::new("c").unwrap();
+        let program = self.host.load_connector(&name, &self.write("c.rhai", script)).unwrap();
+        program.bind(ConnectorContext {
+            connector: name.clone(),
+            worker: name,
+            vars: serde_json::Map::new(),
+            machine: context(self.dir.path()),
+            work_dir: self.dir.path().join("work"),
+        })
+    }
+}
+
+struct Silent;
+
+#[async_trait]
+impl JobSink for Silent {
+    fn progress(&self, _: f64, _: &str) {}
+    fn log(&self, _: &str) {}
+    fn save(&self, _: Value) {}
+}
+
+fn job() -> Arc<Job> {
+    let job = json!({
+        "id": "j", "state": "running", "service": "c", "submitted": Timestamp::now(), "claims": 1, "attempts": 0, "losses": 0,
+    });
+    Arc::new(serde_json::from_value(job).unwrap())
+}
+
+fn run_context(limit: Duration) -> JobContext {
+    JobContext { cancel: CancellationToken::new(), deadline: Instant::now() + limit, sink: Arc::new(Silent) }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn typical_mistakes_are_named_with_place_and_remedy() {
+    let bench = bench();
+    bench.write("lib/broken.rhai", "fn helper( {\n");
+    bench.write("lib/a.rhai", "import \"lib/b\" as b;\n");
+    bench.write("lib/b.rhai", "import \"lib/a\" as a;\n");
+    let mut all = String::new();
+    for script in [
+        "fn services(m) {\n    [ #{ name: \"a\" \n}\n",
+        "fn servces(m) { [] }\n",
+        "fn services() { [] }\n",
+        "fn services(m) {\n    [ web(m.prot) ]\n}\nfn web(port) { port }\n",
+        "fn services(m) {\n    [ web(1, 2) ]\n}\nfn web(port) { port }\n",
+        "fn services(m) {\n    [ wbe(1) ]\n}\nfn web(port) { port }\n",
+        "fn services(m) {\n    [ port ]\n}\n",
+        "fn services(m) {\n    #{ name: \"web\" }\n}\n",
+        "fn services(m) {\n    throw \"no disk here\";\n}\n",
+        "fn services(m) {\n    services(m)\n}\n",
+        "fn services(m) {\n    process::run(#{ argv: [\"ls\"] })\n}\n",
+        "import \"../secrets\" as s;\nfn services(m) { [] }\n",
+        "import \"lib/broken\" as b;\nfn services(m) { [] }\n",
+        "import \"lib/a\" as a;\nfn services(m) { [] }\n",
+        "fn services(m) {\n    eval(\"1\")\n}\n",
+    ] {
+        all.push_str(&bench.mistake(script).await);
+        all.push_str("\n\n");
+    }
+    insta::assert_snapshot!(all);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_grows_without_end_is_stopped() {
+    let bench = bench();
+    for script in [
+        "fn services(m) { let s = \"x\"; loop { s += s; } }",
+        "fn services(m) { let a = [1]; loop { a += a; } }",
+        "fn services(m) { let a = #{}; let n = 0; loop { a[`k${n}`] = n; n += 1; } }",
+    ] {
+        let begun = Instant::now();
+        let message = bench.mistake(script).await;
+        assert!(
+            message.contains("too large") || message.contains("too long") || message.contains("time limit"),
+            "{message}"
+        );
+        assert!(begun.elapsed() < Duration::from_secs(20));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cancel_and_deadline_end_any_script_soon_and_cannot_be_caught() {
+    let bench = bench();
+    for body in [
+        "sleep(600)",
+        "loop { }",
+        "loop { try { sleep(600) } catch { } }",
+        "process::run(#{ argv: [\"sleep\", \"600\"] })",
+    ] {
+        let connector = bench.connector(&format!("fn run(job, ctx) {{ {body} }}"));
+        let context = run_context(Duration::from_secs(60));
+        let cancel = context.cancel.clone();
+        let run = tokio::spawn(async move { connector.run(job(), context).await });
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let begun = Instant::now();
+        cancel.cancel();
+        let failure = run.await.unwrap().unwrap_err();
+        assert_eq!(failure.class, FailureClass::Cancelled, "{body}: {failure}");
+        // 50 ms is the promise; the rest is for a machine that does other things too.
+        assert!(begun.elapsed() < Duration::from_millis(500), "{body}: {:?}", begun.elapsed());
+
+        let connector = bench.connector(&format!("fn run(job, ctx) {{ {body} }}"));
+        let failure = connector.run(job(), run_context(Duration::from_millis(100))).await.unwrap_err();
+        assert_eq!(failure.class, FailureClass::Timeout, "{body}: {failure}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_blocked_scripts_are_no_trouble() {
+    let bench = bench();
+    let connector = bench.connector("fn run(job, ctx) { sleep(0.5); job.attempt }");
+    let runs: Vec<_> = (0..1000)
+        .map(|_| {
+            let connector = Arc::clone(&connector);
+            tokio::spawn(async move { connector.run(job(), run_context(Duration::from_secs(60))).await })
+        })
+        .collect();
+    for run in runs {
+        assert_eq!(run.await.unwrap().unwrap(), json!(1));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_thrown_decides() {
+    let bench = bench();
+    for (body, class, message) in [
+        ("throw fatal(\"no such model\")", FailureClass::Fatal, "no such model"),
+        ("throw retryable(\"busy\")", FailureClass::Retryable, "busy"),
+        ("throw retry_after(\"limit\", \"30s\")", FailureClass::Retryable, "limit"),
+        ("throw wrong_machine(\"no gpu\")", FailureClass::WrongMachine, "no gpu"),
+        ("throw account(\"no credit\")", FailureClass::Account, "no credit"),
+        ("throw \"plain\"", FailureClass::Retryable, "plain (/"),
+        ("let x = #{}; x.y.z", FailureClass::Retryable, "no property y"),
+        ("fs::read_text(\"../../etc/passwd\")", FailureClass::Retryable, "outside"),
+        ("fs::write_text(\"/tmp/elsewhere\", \"x\")", FailureClass::Retryable, "outside"),
+        ("process::run(#{ argv: [\"no-such-program\"] })", FailureClass::Retryable, "is not there"),
+        ("process::run(#{ arg: [] })", FailureClass::Retryable, "arg"),
+    ] {
+        let connector = bench.connector(&format!("fn run(job, ctx) {{ {body} }}"));
+        let Failure { class: found, message: said, .. } =
+            connector.run(job(), run_context(Duration::from_secs(10))).await.unwrap_err();
+        let said = said.replace(&bench.dir.path().display().to_string(), "/");
+        assert_eq!(found, class, "{body}: {said}");
+        assert!(said.contains(message), "{body}: {said}");
+    }
+}
