@@ -254,8 +254,8 @@ async fn cancelling_ends_what_waits_and_tells_who_runs() {
     let running = queue.submit(json!({})).await;
     let token = queue.claim(&worker).await.unwrap().token;
     assert_eq!(queue.broker.cancel(&running).await.unwrap(), JobState::Running);
-    let reply = queue.broker.heartbeat(&worker, &[token.clone()]).await.unwrap();
-    assert_eq!(reply.cancelled, [running.clone()]);
+    let reply = queue.broker.heartbeat(&worker, std::slice::from_ref(&token)).await.unwrap();
+    assert_eq!(reply.cancelled, std::slice::from_ref(&running));
     queue.broker.fail(&token, Failure::new(FailureClass::Cancelled, "told to")).await.unwrap();
     assert_eq!(queue.state(&running).await, JobState::Cancelled);
     assert!(matches!(queue.broker.cancel(&JobId::new("none").unwrap()).await, Err(BrokerError::UnknownJob(_))));
