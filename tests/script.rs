@@ -25,7 +25,7 @@ fn bench() -> Bench {
         machine_dir: dir.path().join("machine"),
         scripts_dir: dir.path().join("scripts"),
         state_dir: dir.path().join("state"),
-        processes: Processes::start().unwrap(),
+        processes: Processes::start("test/1").unwrap(),
         supervisor: None,
         mark_prefix: format!("script-test/{}", std::process::id()),
         runtime: tokio::runtime::Handle::current(),

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use machinist::base::Name;
 use machinist::host::process::Processes;
 use machinist::spec::MachineSpec;
-use machinist::supervisor::{ServiceState, ServiceStatus, StartMode, Supervisor, SupervisorConfig, SupervisorHandle};
+use machinist::supervisor::{
+    LogFilter, ServiceState, ServiceStatus, StartMode, Supervisor, SupervisorConfig, SupervisorHandle,
+};
 use machinist::telemetry::EventLog;
 use serde_json::{Value, json};
 use support::{free_port, processes_with, wait_until};
@@ -26,10 +28,11 @@ impl Bench {
     fn new() -> Self {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let dir = tempfile::tempdir().unwrap();
+        let life = format!("test/{}", std::process::id());
         let config = SupervisorConfig {
             machine: Name::new("test").unwrap(),
             engine_incarnation: u64::from(std::process::id()),
-            processes: Processes::start().unwrap(),
+            processes: Processes::start(&life).unwrap(),
             events: EventLog::new(1000),
             log_dir: Some(dir.path().join("logs")),
             passthrough: false,
@@ -47,12 +50,12 @@ impl Bench {
     }
 
     fn apply(&self, services: Value) {
-        let spec = MachineSpec::check(services.as_array().unwrap(), &[]).unwrap();
+        let spec = MachineSpec::check(services.as_array().unwrap(), &[], &[]).unwrap();
         self.handle.apply(Arc::new(spec), StartMode::All);
     }
 
     fn status(&self, name: &str) -> Option<ServiceStatus> {
-        self.handle.status().services.get(name).cloned()
+        self.handle.status().services.get(name).map(|status| status.as_ref().clone())
     }
 
     fn wait(&self, name: &str, state: ServiceState) -> ServiceStatus {
@@ -260,12 +263,12 @@ fn output_is_kept_stamped_and_readable_by_cursor() {
     bench.wait("talk", ServiceState::Completed);
     let name = Name::new("talk").unwrap();
     let lines = wait_until("three lines", LIMIT, || {
-        Some(bench.handle.logs(Some(&name), 0, 10).unwrap()).filter(|lines| lines.len() == 3)
+        Some(bench.handle.logs(Some(&name), 0, 10, &LogFilter::default()).unwrap()).filter(|lines| lines.len() == 3)
     });
     let mut texts: Vec<&str> = lines.iter().map(|line| line.text.as_str()).collect();
     texts.sort_unstable();
     assert_eq!(texts, ["no end", "one", "two"]);
-    assert_eq!(bench.handle.logs(Some(&name), lines[1].seq, 10).unwrap().len(), 1);
+    assert_eq!(bench.handle.logs(Some(&name), lines[1].seq, 10, &LogFilter::default()).unwrap().len(), 1);
     assert_eq!(bench.read("logs/talk.log").lines().count(), 3);
-    assert!(bench.handle.logs(Some(&Name::new("other").unwrap()), 0, 1).is_err());
+    assert!(bench.handle.logs(Some(&Name::new("other").unwrap()), 0, 1, &LogFilter::default()).is_err());
 }

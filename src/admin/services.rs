@@ -12,14 +12,39 @@ use serde_json::{Value, json};
 
 use super::error::ApiError;
 use super::server::AdminDeps;
-use crate::base::{Name, did_you_mean};
-use crate::supervisor::ServiceStatus;
+use crate::base::{Name, Timestamp, did_you_mean, parse_duration};
+use crate::supervisor::{LogFilter, LogStream, ServiceStatus};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct LogQuery {
     tail: Option<usize>,
     after: Option<u64>,
+    /// `stdout` or `stderr`.
+    stream: Option<LogStream>,
+    /// A regular expression.
+    grep: Option<String>,
+    /// A time, or a duration back from now.
+    since: Option<String>,
+}
+
+impl LogQuery {
+    fn filter(&self) -> Result<LogFilter, ApiError> {
+        let grep = self.grep.as_ref().map(|pattern| {
+            regex::bytes::Regex::new(pattern)
+                .map_err(|cause| ApiError::bad_request(format!("grep: {pattern:?} is no regular expression: {cause}")))
+        });
+        let since = self.since.as_ref().map(|text| match (text.parse::<Timestamp>(), parse_duration(text)) {
+            (Ok(time), _) => Ok(time),
+            (_, Ok(ago)) => {
+                let back = u64::try_from(ago.as_millis()).unwrap_or(u64::MAX);
+                Ok(Timestamp::from_millis(Timestamp::now().as_millis().saturating_sub(back)))
+            }
+            _ => Err(ApiError::bad_request(format!("since: {text:?} is neither a time nor a duration"))
+                .help("write 2026-01-31T12:00:00Z or 10m")),
+        });
+        Ok(LogFilter { stream: self.stream, grep: grep.transpose()?, since: since.transpose()? })
+    }
 }
 
 const MAX_TAIL: usize = 10_000;
@@ -34,7 +59,12 @@ pub(super) async fn one(
     Path(name): Path<String>,
 ) -> Result<Json<ServiceStatus>, ApiError> {
     let name = known(&deps, &name)?;
-    deps.supervisor.status().services.get(&name).cloned().map(Json).ok_or_else(|| unknown(&deps, name.as_str()))
+    deps.supervisor
+        .status()
+        .services
+        .get(&name)
+        .map(|status| Json(status.as_ref().clone()))
+        .ok_or_else(|| unknown(&deps, name.as_str()))
 }
 
 pub(super) async fn act(
@@ -59,26 +89,32 @@ pub(super) async fn logs(
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let name = known(&deps, &name)?;
+    let filter = query.filter()?;
     let tail = query.tail.unwrap_or(100).min(MAX_TAIL);
     let last_seen = last_event_id(&headers).or(query.after);
-    let lines = deps.supervisor.logs(Some(&name), last_seen.unwrap_or(0), tail)?;
+    let lines = deps.supervisor.logs(Some(&name), last_seen.unwrap_or(0), tail, &filter)?;
     if !wants_stream(&headers) {
         return Ok(Json(json!({ "lines": lines })).into_response());
     }
     let cursor = lines.last().map(|line| line.seq).or(last_seen).unwrap_or(0);
-    let events = stream::unfold((deps, name, cursor, lines), async |(deps, name, mut cursor, lines)| {
-        let mut lines = lines;
+    let state = (deps, name, cursor, lines, filter);
+    let events = stream::unfold(state, async |(deps, name, mut cursor, mut lines, filter)| {
         while lines.is_empty() {
             tokio::select! {
                 () = deps.shutdown.cancelled() => return None,
                 () = deps.supervisor.wait_logs(&name, cursor, Duration::from_secs(30)) => {}
             }
-            lines = deps.supervisor.logs(Some(&name), cursor, MAX_TAIL).ok()?;
+            // What the filter leaves out is passed over as well.
+            let latest = deps.supervisor.latest_log(&name).ok()?;
+            lines = deps.supervisor.logs(Some(&name), cursor, MAX_TAIL, &filter).ok()?;
+            if lines.is_empty() {
+                cursor = cursor.max(latest);
+            }
         }
         let line = lines.remove(0);
         cursor = cursor.max(line.seq);
         let event = Event::default().id(line.seq.to_string()).data(serde_json::to_string(&line).unwrap_or_default());
-        Some((Ok::<_, Infallible>(event), (deps, name, cursor, lines)))
+        Some((Ok::<_, Infallible>(event), (deps, name, cursor, lines, filter)))
     });
     Ok(Sse::new(events).keep_alive(KeepAlive::default()).into_response())
 }
@@ -88,7 +124,7 @@ pub(super) async fn all_logs(
     Query(query): Query<LogQuery>,
 ) -> Result<Json<Value>, ApiError> {
     let tail = query.tail.unwrap_or(100).min(MAX_TAIL);
-    Ok(Json(json!({ "lines": deps.supervisor.logs(None, 0, tail)? })))
+    Ok(Json(json!({ "lines": deps.supervisor.logs(None, 0, tail, &query.filter()?)? })))
 }
 
 pub(super) fn wants_stream(headers: &HeaderMap) -> bool {

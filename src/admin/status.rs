@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -24,7 +25,7 @@ pub struct MachineStatus {
     pub started: bool,
     pub startup: Vec<StartupStep>,
     pub generation: GenerationStatus,
-    pub services: BTreeMap<Name, ServiceStatus>,
+    pub services: BTreeMap<Name, Arc<ServiceStatus>>,
     pub workers: BTreeMap<Name, WorkerStatus>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub queue: Option<QueueStats>,

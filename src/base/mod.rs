@@ -4,6 +4,7 @@ mod backoff;
 mod clock;
 mod name;
 mod problem;
+mod schedule;
 mod suggest;
 mod units;
 
@@ -11,5 +12,6 @@ pub use backoff::Backoff;
 pub use clock::Timestamp;
 pub use name::{InvalidName, Name};
 pub use problem::{Location, Problem, Problems, Severity, SourceText};
+pub use schedule::Schedule;
 pub use suggest::did_you_mean;
 pub use units::{ByteSize, Seconds, parse_duration};

@@ -58,7 +58,7 @@ async fn check(dir: &Path, flags: &SettingFlags) -> Result<Result<Generation, Pr
         Ok((settings, _)) => settings,
         Err(problems) => return Ok(Err(problems)),
     };
-    let processes = Processes::start().map_err(|cause| CliError::internal(format!("the reaper: {cause}")))?;
+    let processes = Processes::start("check/0").map_err(|cause| CliError::internal(format!("the reaper: {cause}")))?;
     let host = ScriptHost::new(ScriptHostConfig {
         machine_dir: settings.dir.clone(),
         scripts_dir: settings.scripts_dir.clone(),

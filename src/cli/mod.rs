@@ -17,6 +17,8 @@ use clap::{Args, Parser, Subcommand};
 
 pub use exit::CliError;
 
+use crate::host::process::{EXEC_NAME, exec_main};
+
 /// Turns a container or a workstation into a machine.
 #[derive(Debug, Parser)]
 #[command(name = "machinist", version, about, after_help = exit::HELP, max_term_width = 100)]
@@ -72,6 +74,9 @@ enum Command {
 
 /// Parses the command line and runs what it asks for.
 pub fn main() -> ExitCode {
+    if std::env::args_os().next().is_some_and(|name| name == EXEC_NAME) {
+        return exec_main();
+    }
     let cli = Cli::parse();
     match execute(cli) {
         Ok(code) => code,

@@ -1,14 +1,18 @@
 //! What the engine does with the operating system: primitives without policy.
 
+mod cgroup;
 mod gpu;
 pub mod process;
 mod signals;
 mod state_dir;
 mod system;
+mod usage;
 mod watch;
 
+pub use cgroup::{Cgroup, CgroupLimits, Cgroups, oom_kills};
 pub use gpu::{Gpu, gpus};
 pub use signals::{HostSignal, listen};
 pub use state_dir::{Identity, StateDir, StateDirError};
 pub use system::{Resources, host_name, resources};
+pub use usage::{Meter, Usage};
 pub use watch::FileWatcher;

@@ -7,7 +7,12 @@ use notify::{RecursiveMode, Watcher};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+/// Entries of directories that are looked at.
+const MAX_ENTRIES: u32 = 50_000;
+
 /// Tells when the content of any of a set of files changes.
+///
+/// A directory stands for everything below it, by names, sizes and times.
 ///
 /// Events of the file system only say when to look: the directories are watched, since editors rename and Kubernetes swaps
 /// links; kinds of events are ignored; contents are compared after `debounce` of quiet, and every `poll` in any case, for
@@ -108,8 +113,10 @@ fn watch_directories(files: &BTreeSet<PathBuf>, hint: mpsc::Sender<()>) -> Optio
     let mut directories: BTreeSet<&Path> = files.iter().filter_map(|file| file.parent()).collect();
     let targets: Vec<PathBuf> = files.iter().filter_map(|file| file.canonicalize().ok()).collect();
     directories.extend(targets.iter().filter_map(|file| file.parent()));
-    for directory in directories {
-        if let Err(cause) = watcher.watch(directory, RecursiveMode::NonRecursive) {
+    let whole =
+        files.iter().filter(|file| file.is_dir()).map(|directory| (directory.as_path(), RecursiveMode::Recursive));
+    for (directory, mode) in directories.into_iter().map(|path| (path, RecursiveMode::NonRecursive)).chain(whole) {
+        if let Err(cause) = watcher.watch(directory, mode) {
             tracing::warn!("changes in {} are found by polling only: {cause}", directory.display());
         }
     }
@@ -121,9 +128,30 @@ fn fingerprint(files: &BTreeSet<PathBuf>) -> u64 {
     let mut hasher = DefaultHasher::new();
     for file in files {
         file.hash(&mut hasher);
-        std::fs::read(file).ok().hash(&mut hasher);
+        if file.is_dir() {
+            hash_directory(file, &mut hasher, &mut MAX_ENTRIES.clone());
+        } else {
+            std::fs::read(file).ok().hash(&mut hasher);
+        }
     }
     hasher.finish()
+}
+
+/// Names, sizes and times; the contents of whole trees would be too much to read.
+fn hash_directory(directory: &Path, hasher: &mut DefaultHasher, left: &mut u32) {
+    let Ok(entries) = std::fs::read_dir(directory) else { return };
+    let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    paths.sort_unstable();
+    for path in paths {
+        *left = left.saturating_sub(1);
+        let Some(metadata) = path.symlink_metadata().ok().filter(|_| *left > 0) else { return };
+        path.hash(hasher);
+        if metadata.is_dir() {
+            hash_directory(&path, hasher, left);
+        } else {
+            (metadata.len(), metadata.modified().ok()).hash(hasher);
+        }
+    }
 }
 
 #[cfg(test)]

@@ -60,8 +60,9 @@ pub async fn run(dir: &Path, settings: Settings, overrides: Overrides) -> Result
     let settings = Arc::new(settings);
     let state_dir = timeline.step("state directory", || StateDir::open(&settings.state_dir))?;
     let identity = state_dir.begin_life(settings.machine.id.as_ref())?;
-    let processes = Processes::start().map_err(|cause| MachineError::System { what: "the reaper", cause })?;
     let mark_prefix = format!("{}/{}", identity.id, identity.incarnation);
+    let processes =
+        Processes::start(&mark_prefix).map_err(|cause| MachineError::System { what: "the reaper", cause })?;
     let (resources, gpus) = timeline.step("hardware", || Ok::<_, MachineError>((host::resources(), host::gpus())))?;
     let hardware = hardware(resources, &gpus);
 
@@ -124,7 +125,12 @@ pub async fn run(dir: &Path, settings: Settings, overrides: Overrides) -> Result
 
     timeline.begin("leftovers");
     let (machine_prefix, own_prefix) = (format!("{}/", identity.id), format!("{mark_prefix}/"));
-    let clean = move || kill_leftovers(&machine_prefix, &own_prefix, LEFTOVER_GRACE);
+    let spec = Arc::clone(&generation.spec);
+    let detached = move |owner: &str| {
+        let service = spec.services.iter().find(|service| service.name.as_str() == owner);
+        service.map(|service| service.detach.clone()).unwrap_or_default()
+    };
+    let clean = move || kill_leftovers(&machine_prefix, &own_prefix, LEFTOVER_GRACE, &detached);
     let leftovers = tokio::task::spawn_blocking(clean).await.unwrap_or_default();
     timeline.end("leftovers", None);
     if !leftovers.is_empty() {

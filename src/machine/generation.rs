@@ -9,7 +9,7 @@ use crate::base::{Name, Problem, Problems};
 use crate::host::process::find_program;
 use crate::script::{ConnectorProgram, MachineContext, MachineProgram, ScriptHost};
 use crate::settings::{Overrides, Settings, Tree, load, machine_file};
-use crate::spec::{Kind, MachineSpec, ProbeTarget};
+use crate::spec::{GpuRef, Kind, MachineSpec, ProbeTarget};
 
 /// One version of a machine's files, compiled, checked and evaluated. Nothing of it runs until it is committed.
 pub struct Generation {
@@ -70,7 +70,7 @@ pub async fn build(inputs: &BuildInputs, number: u64) -> Result<Generation, Prob
     let mut problems = Problems::default();
     let services = program.services(&context).await.unwrap_or_else(|found| collect(&mut problems, found));
     let workers = program.workers(&context).await.unwrap_or_else(|found| collect(&mut problems, found));
-    let spec = match MachineSpec::check(&services, &workers) {
+    let spec = match MachineSpec::check(&services, &workers, &gpu_refs(&context)) {
         Ok(spec) => Arc::new(spec),
         Err(found) => {
             problems.extend(program.locate(found));
@@ -195,4 +195,8 @@ fn changed_fixed_settings(old: &Settings, new: &Settings, tree: &Tree) -> Proble
         tree.origin(&path).map_or_else(|| problem.clone(), |origin| origin.locate(problem.clone()))
     });
     Problems(changed.collect())
+}
+
+fn gpu_refs(context: &MachineContext) -> Vec<GpuRef> {
+    context.gpus.iter().map(|gpu| GpuRef { index: gpu.index, uuid: gpu.uuid.clone() }).collect()
 }

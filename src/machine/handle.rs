@@ -299,7 +299,11 @@ fn summarize(status: &ServicesStatus) -> ServicesSummary {
         summary.all_up &= up;
         let detail = service.reason.as_deref().unwrap_or("no reason is known");
         let coming_back = !up && service.restarts > 0;
-        if service.state == ServiceState::Failed || service.state == ServiceState::Backoff || coming_back {
+        let down = matches!(
+            service.state,
+            ServiceState::Failed | ServiceState::Backoff | ServiceState::CrashLoop | ServiceState::Unready
+        );
+        if down || coming_back {
             let what = format!("service {} is {}: {detail}", service.name, service.state);
             summary.failing.get_or_insert(what);
         }

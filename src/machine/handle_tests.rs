@@ -22,11 +22,14 @@ fn service(name: &str, state: ServiceState, critical: bool, exit: Option<Exit>) 
         last_exit: exit,
         reason: Some("because".into()),
         critical,
+        says: None,
+        detached: Vec::new(),
+        next_run: None,
     }
 }
 
 fn services(list: Vec<ServiceStatus>) -> Event {
-    let services = list.into_iter().map(|service| (service.name.clone(), service)).collect();
+    let services = list.into_iter().map(|service| (service.name.clone(), Arc::new(service))).collect();
     Event::Services(Arc::new(ServicesStatus { services }))
 }
 

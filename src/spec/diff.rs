@@ -31,7 +31,22 @@ pub enum Change {
 }
 
 /// Fields that a running process cannot take over.
-const NEEDS_NEW_PROCESS: &[&str] = &["kind", "command", "cwd", "env", "ports"];
+const NEEDS_NEW_PROCESS: &[&str] = &[
+    "kind",
+    "command",
+    "cwd",
+    "env",
+    "env_files",
+    "ports",
+    "user",
+    "group",
+    "umask",
+    "nice",
+    "oom_score_adj",
+    "rlimits",
+    "limits",
+    "detach",
+];
 
 impl Diff {
     pub fn between(old: &MachineSpec, new: &MachineSpec) -> Self {
@@ -90,7 +105,7 @@ mod tests {
 
     #[test]
     fn only_what_differs_is_named_and_only_what_must_is_restarted() {
-        let spec = |services: Value| MachineSpec::check(services.as_array().unwrap(), &[]).unwrap();
+        let spec = |services: Value| MachineSpec::check(services.as_array().unwrap(), &[], &[]).unwrap();
         let old = spec(json!([
             { "name": "same", "command": "x", "env": { "A": 1 } },
             { "name": "gone", "command": "x" },

@@ -4,7 +4,8 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::fields::FieldProblem;
-use super::{Condition, Kind, ServiceSpec, WorkerSpec, start_order};
+use super::instances::expand;
+use super::{Condition, GpuRef, Kind, ServiceSpec, WorkerSpec, start_order};
 use crate::base::{Name, did_you_mean};
 
 /// Everything a generation of a machine runs. Names are unique, every need refers to a service that is there, and the
@@ -20,12 +21,13 @@ pub struct MachineSpec {
 pub type Checked = Result<MachineSpec, Vec<FieldProblem>>;
 
 impl MachineSpec {
-    /// Checks what `services(m)` and `workers(m)` returned and collects all that is wrong with it.
+    /// Checks what `services(m)` and `workers(m)` returned and collects all that is wrong with it. `gpus` is what templates
+    /// are made instances for.
     ///
     /// # Errors
     /// Every problem found.
-    pub fn check(services: &[Value], workers: &[Value]) -> Checked {
-        let mut problems = Vec::new();
+    pub fn check(services: &[Value], workers: &[Value], gpus: &[GpuRef]) -> Checked {
+        let (services, workers, mut problems) = expand(services, workers, gpus);
         let mut spec = Self::default();
         for (index, value) in services.iter().enumerate() {
             let (service, found) = ServiceSpec::read(index, value);
@@ -159,7 +161,7 @@ mod tests {
     fn problems(services: Value, workers: Value) -> String {
         let services = services.as_array().unwrap();
         let workers = workers.as_array().unwrap();
-        let problems = MachineSpec::check(services, workers).unwrap_err();
+        let problems = MachineSpec::check(services, workers, &[]).unwrap_err();
         let lines = problems.iter().map(|p| {
             let help = p.help.as_ref().map(|help| format!(" ({help})")).unwrap_or_default();
             format!("{}: {}{help}", p.path, p.message)
@@ -234,7 +236,7 @@ mod tests {
             json!({ "name": "migrate", "command": "x", "kind": "oneshot" }),
             json!({ "name": "web", "command": "x", "needs": ["migrate"] }),
         ];
-        let spec = MachineSpec::check(&services, &[]).unwrap();
+        let spec = MachineSpec::check(&services, &[], &[]).unwrap();
         assert_eq!(spec.services[1].needs[0].condition, super::Condition::Completed);
     }
 }

@@ -5,8 +5,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::fields::{FieldProblem, Fields};
-use super::{Probe, Restart, RestartMode, Stop};
-use crate::base::{ByteSize, Name};
+use super::probe::ProbeKind;
+use super::{Limits, Probe, ProcessSetup, Restart, RestartMode, StepSpec, Stop};
+use crate::base::{ByteSize, Name, Schedule};
 
 /// One service as the machine script wants it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -19,9 +20,18 @@ pub struct ServiceSpec {
     pub cwd: Option<PathBuf>,
     /// Added to the engine's own environment.
     pub env: BTreeMap<String, String>,
+    /// Files of `NAME=value` lines, read at every start; `env` goes before them, later files before earlier ones.
+    pub env_files: Vec<PathBuf>,
+    #[serde(flatten)]
+    pub setup: ProcessSetup,
+    pub limits: Limits,
     pub needs: Vec<Need>,
+    /// Nothing else is probed before it holds, for what takes long to start.
+    pub startup: Option<Probe>,
     /// Without a probe a service is ready as soon as its process runs.
     pub ready: Option<Probe>,
+    /// Restarts a service that hangs; asked from the first readiness on.
+    pub live: Option<Probe>,
     pub restart: Restart,
     pub stop: Stop,
     /// The machine fails when the engine gives this service up.
@@ -29,6 +39,12 @@ pub struct ServiceSpec {
     /// TCP ports it listens on: checked to be free before a start, and for clashes between services.
     pub ports: Vec<u16>,
     pub logs: LogLimits,
+    /// Files and directories, relative to `cwd`, whose change restarts it.
+    pub watch: Vec<PathBuf>,
+    /// When a service is restarted, or a oneshot run.
+    pub schedule: Option<Schedule>,
+    /// Programs among its descendants that may outlive it, by the name that `ps` shows (at most 15 characters).
+    pub detach: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,11 +80,28 @@ pub struct LogLimits {
     pub ring: ByteSize,
     /// Bytes on disk, over the current file and the one before it; 0 keeps no file. Default 16 MiB.
     pub file: ByteSize,
+    /// Default text.
+    pub format: LogFileFormat,
+    /// Lines a second, over ten seconds; what is above is dropped and counted. 0, the default, is no limit.
+    pub rate: u32,
 }
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFileFormat {
+    /// `TIME SERVICE#INCARNATION STREAM | LINE`
+    #[default]
+    Text,
+    /// One object a line, with the same fields.
+    Json,
+}
+
+/// The program that runs steps: the engine's own.
+const ENGINE: &str = "/proc/self/exe";
 
 impl Default for LogLimits {
     fn default() -> Self {
-        Self { ring: ByteSize::kib(256), file: ByteSize::mib(16) }
+        Self { ring: ByteSize::kib(256), file: ByteSize::mib(16), format: LogFileFormat::Text, rate: 0 }
     }
 }
 
@@ -87,6 +120,16 @@ impl ServiceSpec {
         let command = read_command(&mut fields);
         let cwd = fields.optional("cwd");
         let env = read_env(&mut fields);
+        let env_files = fields.or_default("env_files");
+        let setup = ProcessSetup::read(&mut fields);
+        // Expanded before anything is read.
+        let _ = fields.raw("instances");
+        let watch = fields.or_default("watch");
+        let schedule = fields.optional("schedule");
+        let detach = fields.or_default::<Vec<String>>("detach");
+        if let Some(long) = detach.iter().find(|name| name.len() > 15 || name.is_empty()) {
+            fields.wrong("detach", &format!("{long:?}: the kernel keeps 15 characters of a program's name"));
+        }
         let needs = read_needs(&mut fields);
         let critical = fields.or_default("critical");
         let ports = fields.or_default::<Vec<u16>>("ports");
@@ -95,11 +138,18 @@ impl ServiceSpec {
         }
         let path = fields.path().to_owned();
         let mut nested = Vec::new();
-        let mut ready = None;
-        if let Some(value) = fields.raw("ready") {
-            let (probe, problems) = Probe::read(format!("{path}, ready"), value);
+        let mut probe = |kind: ProbeKind| {
+            let value = fields.raw(kind.as_str())?;
+            let (probe, problems) = Probe::read(format!("{path}, {}", kind.as_str()), kind, value);
             nested.extend(problems);
-            ready = probe;
+            probe
+        };
+        let (startup, ready, live) = (probe(ProbeKind::Startup), probe(ProbeKind::Ready), probe(ProbeKind::Live));
+        let mut limits = Limits::default();
+        if let Some(value) = fields.raw("limits") {
+            let (read, problems) = Limits::read(format!("{path}, limits"), value);
+            nested.extend(problems);
+            limits = read;
         }
         let default_mode = if kind == Kind::Service { RestartMode::Always } else { RestartMode::Never };
         let mut restart = Restart::new(default_mode);
@@ -121,6 +171,8 @@ impl ServiceSpec {
                 Ok(mut inner) => {
                     logs.ring = inner.optional("ring").unwrap_or(logs.ring);
                     logs.file = inner.optional("file").unwrap_or(logs.file);
+                    logs.format = inner.or_default("format");
+                    logs.rate = inner.or_default("rate");
                     nested.extend(inner.finish());
                 }
             }
@@ -129,6 +181,11 @@ impl ServiceSpec {
             if ready.is_some() {
                 fields.wrong("ready", "a oneshot or setup is never ready, it completes; leave \"ready\" out");
             }
+            for (key, probe) in [("startup", &startup), ("live", &live)] {
+                if probe.is_some() {
+                    fields.wrong(key, "a oneshot or setup is not probed, it completes");
+                }
+            }
             if restart.mode == RestartMode::Always {
                 fields.wrong("restart", "\"always\" would never let a oneshot or setup be done; use \"on_failure\"");
             }
@@ -136,19 +193,48 @@ impl ServiceSpec {
         fields.report_all(nested);
         let problems = fields.finish();
         let spec = match (name, command) {
-            (Some(name), Some(command)) if problems.is_empty() => {
-                Some(Self { name, kind, command, cwd, env, needs, ready, restart, stop, critical, ports, logs })
-            }
+            (Some(name), Some(command)) if problems.is_empty() => Some(Self {
+                name,
+                kind,
+                command,
+                cwd,
+                env,
+                env_files,
+                setup,
+                limits,
+                needs,
+                startup,
+                ready,
+                live,
+                restart,
+                stop,
+                critical,
+                ports,
+                logs,
+                watch,
+                schedule,
+                detach,
+            }),
             _ => None,
         };
         (spec, problems)
     }
 }
 
-/// `command: "program"` with `args: [...]`, or `command: ["program", ...]`, or `shell: "text for /bin/sh"`.
+/// `command: "program"` with `args: [...]`, or `command: ["program", ...]`, or `shell: "text for /bin/sh"`, or the parts
+/// of a step, which the engine's own program runs.
 fn read_command(fields: &mut Fields<'_>) -> Option<Vec<String>> {
     let args = fields.or_default::<Vec<String>>("args");
     let shell = fields.optional::<String>("shell");
+    let step = StepSpec::read(fields);
+    if let Some(step) = step {
+        if fields.raw("command").is_some() || shell.is_some() {
+            fields.wrong("command", "\"command\" and the parts of a step exclude each other");
+            return None;
+        }
+        let text = serde_json::to_string(&step).unwrap_or_default();
+        return Some(vec![ENGINE.to_owned(), "step".to_owned(), text]);
+    }
     let command = match (fields.raw("command"), shell) {
         (Some(_), Some(_)) => {
             fields.wrong("shell", "\"command\" and \"shell\" exclude each other");

@@ -48,6 +48,8 @@ pub(super) struct ServiceExited {
     pub exit: Exit,
     /// It was told to.
     pub asked: bool,
+    /// The kernel killed it, or one of its processes, for want of memory.
+    pub out_of_memory: bool,
     pub last_stderr: Option<String>,
 }
 
@@ -61,11 +63,13 @@ impl Observed for ServiceExited {
     }
     fn message(&self) -> String {
         let last = self.last_stderr.as_ref().filter(|_| !self.asked).map(|line| format!("; it said last: {line}"));
-        format!("{} (pid {}) ended: {}{}", self.service, self.pid, self.exit, last.unwrap_or_default())
+        let oom = if self.out_of_memory { " for want of memory" } else { "" };
+        format!("{} (pid {}) ended: {}{oom}{}", self.service, self.pid, self.exit, last.unwrap_or_default())
     }
     fn record(&self) {
         let outcome = match self.exit {
             _ if self.asked => "stopped",
+            _ if self.out_of_memory => "out_of_memory",
             Exit::Code(0) => "success",
             Exit::Code(_) => "failure",
             Exit::Signal(_) => "signal",
@@ -134,5 +138,86 @@ impl Observed for ServiceChanged {
     fn message(&self) -> String {
         let fields = if self.fields.is_empty() { String::new() } else { format!(": {}", self.fields.join(", ")) };
         format!("{} is {}{fields}", self.service, self.change)
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct ServiceUnready {
+    pub service: Name,
+    pub why: String,
+}
+
+impl Observed for ServiceUnready {
+    const KIND: &'static str = "service.unready";
+    fn level(&self) -> Level {
+        Level::Warn
+    }
+    fn subject(&self) -> Option<String> {
+        Some(self.service.to_string())
+    }
+    fn message(&self) -> String {
+        format!("{} is no longer ready: {}", self.service, self.why)
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct StraysEnded {
+    pub service: Name,
+    pub pid: u32,
+    pub count: usize,
+}
+
+impl Observed for StraysEnded {
+    const KIND: &'static str = "service.strays_ended";
+    fn subject(&self) -> Option<String> {
+        Some(self.service.to_string())
+    }
+    fn message(&self) -> String {
+        format!("ended {} processes that {} (pid {}) left behind", self.count, self.service, self.pid)
+    }
+    fn record(&self) {
+        let count = u64::try_from(self.count).unwrap_or(u64::MAX);
+        counter!("machinist_service_strays_total", "service" => self.service.to_string()).increment(count);
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct LimitExceeded {
+    pub service: Name,
+    pub why: String,
+}
+
+impl Observed for LimitExceeded {
+    const KIND: &'static str = "service.over_limit";
+    fn level(&self) -> Level {
+        Level::Warn
+    }
+    fn subject(&self) -> Option<String> {
+        Some(self.service.to_string())
+    }
+    fn message(&self) -> String {
+        format!("{} is restarted: {}", self.service, self.why)
+    }
+    fn record(&self) {
+        counter!("machinist_service_over_limit_total", "service" => self.service.to_string()).increment(1);
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct DrainFailed {
+    pub service: Name,
+    pub why: String,
+}
+
+impl Observed for DrainFailed {
+    const KIND: &'static str = "service.drain_failed";
+    fn level(&self) -> Level {
+        Level::Warn
+    }
+    fn subject(&self) -> Option<String> {
+        Some(self.service.to_string())
+    }
+    fn message(&self) -> String {
+        format!("the drain hook of {} failed: {}", self.service, self.why)
     }
 }

@@ -5,11 +5,16 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{oneshot, watch};
 
-use super::logs::ServiceLog;
+use super::hooks::ServiceHooks;
+use super::logs::{LogFilter, ServiceLog};
+use super::measure::Trees;
+use super::notify::Notice;
+use super::probe::Verdict;
 use super::{LogLine, ServicesStatus};
 use crate::base::Name;
+use crate::host::Usage;
 use crate::host::process::Exit;
-use crate::spec::MachineSpec;
+use crate::spec::{MachineSpec, ProbeKind};
 use crate::telemetry::Published;
 
 /// What one says to the supervisor. Each verb only queues a message; the outcome is seen in the published status.
@@ -18,6 +23,7 @@ pub struct SupervisorHandle {
     pub(super) sender: Sender<Message>,
     pub(super) status: Published<ServicesStatus>,
     pub(super) logs: LogDirectory,
+    pub(super) trees: Trees,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -42,11 +48,53 @@ pub(super) enum Message {
     Stop(Name),
     Restart(Name),
     StartAll,
-    StopAll { deadline: Instant, done: oneshot::Sender<()> },
-    Exited { name: Name, incarnation: u64, exit: Exit },
-    ProbeHeld { name: Name, incarnation: u64 },
-    ProbeFailed { name: Name, incarnation: u64, why: String },
-    LineageGone { name: Name, incarnation: u64 },
+    StopAll {
+        deadline: Instant,
+        done: oneshot::Sender<()>,
+    },
+    Hooks(Arc<dyn ServiceHooks>),
+    Exited {
+        name: Name,
+        incarnation: u64,
+        exit: Exit,
+    },
+    /// What explains the end, when everything that the process wrote is read.
+    LastWords {
+        name: Name,
+        incarnation: u64,
+        last_stderr: Option<String>,
+        out_of_memory: bool,
+    },
+    Probed {
+        name: Name,
+        incarnation: u64,
+        kind: ProbeKind,
+        verdict: Verdict,
+    },
+    Notified {
+        name: Name,
+        incarnation: u64,
+        notice: Notice,
+    },
+    Drained {
+        name: Name,
+        incarnation: u64,
+        outcome: Result<(), String>,
+    },
+    LineageGone {
+        name: Name,
+        incarnation: u64,
+        met: usize,
+    },
+    OverLimit {
+        name: Name,
+        incarnation: u64,
+        why: String,
+    },
+    /// A watched file of it has changed.
+    Touched {
+        name: Name,
+    },
 }
 
 /// The logs of all services, removed ones included until their name is forgotten.
@@ -99,19 +147,48 @@ impl SupervisorHandle {
         self.status.subscribe()
     }
 
-    /// The lines after cursor `after` that are kept, the newest `limit` of them, oldest first; `name` none: of all
-    /// services, by time (then `after` is not used).
+    /// Whom probes and drain hooks that name a function of the script call.
+    pub fn set_hooks(&self, hooks: Arc<dyn ServiceHooks>) {
+        self.send(Message::Hooks(hooks));
+    }
+
+    /// What every service's process tree uses now; shared memory is read within `budget`. Blocks while it reads `/proc`.
+    pub fn usage(&self, budget: Duration) -> BTreeMap<Name, Usage> {
+        self.trees.measure(budget)
+    }
+
+    /// The lines after cursor `after` that are kept, the newest `limit` of them that the filter takes, oldest first; `name`
+    /// none: of all services, by time (then `after` is not used).
     ///
     /// # Errors
     /// When there is no such service.
-    pub fn logs(&self, name: Option<&Name>, after: u64, limit: usize) -> Result<Vec<LogLine>, UnknownService> {
+    pub fn logs(
+        &self,
+        name: Option<&Name>,
+        after: u64,
+        limit: usize,
+        filter: &LogFilter,
+    ) -> Result<Vec<LogLine>, UnknownService> {
         let Some(name) = name else {
             let all: Vec<ServiceLog> = self.lock_logs().values().cloned().collect();
-            let mut lines: Vec<LogLine> = all.iter().flat_map(|log| log.lines(0, limit)).collect();
+            let mut lines: Vec<LogLine> = all.iter().flat_map(|log| log.lines(0, limit, filter)).collect();
             lines.sort_by_key(|line| (line.at, line.seq));
             return Ok(lines.split_off(lines.len().saturating_sub(limit)));
         };
-        self.log(name).map(|log| log.lines(after, limit))
+        self.log(name).map(|log| log.lines(after, limit, filter))
+    }
+
+    /// The cursor of the newest line of a service, whatever a filter takes.
+    ///
+    /// # Errors
+    /// When there is no such service.
+    pub fn latest_log(&self, name: &Name) -> Result<u64, UnknownService> {
+        self.log(name).map(|log| log.latest())
+    }
+
+    /// Lines that limits or disks took, by service.
+    pub fn dropped_lines(&self) -> BTreeMap<Name, u64> {
+        self.lock_logs().iter().map(|(name, log)| (name.clone(), log.dropped())).collect()
     }
 
     /// Returns when the service may have lines after `after`, at the latest after `timeout`.

@@ -1,12 +1,13 @@
 //! One service's life: pure, total over every state and event, with the time as an argument.
 //!
 //! ```text
-//!  Stopped --start--> Waiting --needs met--> Starting --probe holds--> Ready
+//!  Stopped --start--> Waiting --needs met--> Starting --probes hold--> Ready <--> Unready
 //!     ^                  ^                      |  \                     |
 //!     |                  | due                  |   \ exited             | exited
 //!     |               Backoff <----------+      |    v                   v
-//!     |                                  +------|-- Cleaning (strays are killed) --> Completed, Failed
-//!     +------- Cleaning <--exited-- Stopping <--+---- stop, restart, not ready in time
+//!     |                                  +------|-- Cleaning (strays are ended) --> Completed, Failed
+//!     +-- Cleaning <--exited-- Stopping <-- Draining <--+-- stop, restart, over a limit
+//!                                 ^---- not ready in time, not live
 //! ```
 
 use std::collections::VecDeque;
@@ -14,26 +15,36 @@ use std::time::{Duration, Instant};
 
 use super::status::{Desired, ServiceState};
 use crate::host::process::Exit;
-use crate::spec::{Kind, RestartMode, ServiceSpec};
+use crate::spec::{Kind, ProbeKind, RestartMode, ServiceSpec};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     Stopped,
     /// For what it needs.
     Waiting,
-    /// Runs; `deadline` is when it must be ready.
+    /// Runs; `deadline` is when what is probed now must hold.
     Starting {
+        probing: Option<ProbeKind>,
         deadline: Option<Instant>,
     },
     Ready {
         since: Instant,
+    },
+    /// Was ready `since`, and the readiness probe fails now.
+    Unready {
+        since: Instant,
+    },
+    /// The drain hook runs; the signal comes after it, at the latest at `until`.
+    Draining {
+        until: Instant,
+        after: After,
     },
     /// Told to stop; killed at `kill_at`, when it is set.
     Stopping {
         kill_at: Option<Instant>,
         after: After,
     },
-    /// The process is gone, what it left behind is being killed.
+    /// The process is gone, what it left behind is being ended.
     Cleaning {
         after: After,
     },
@@ -65,11 +76,19 @@ pub enum Event {
     Spawned,
     /// It could not be started.
     SpawnFailed,
-    /// The readiness probe holds.
-    ProbeHeld,
+    /// A probe holds.
+    Held(ProbeKind),
+    /// A probe fails, after so many tries as its spec allows.
+    Lost(ProbeKind),
+    /// It uses more than it may.
+    OverLimit,
+    /// The drain hook is through.
+    Drained,
     Exited(Exit),
     /// Nothing is left of the process.
     LineageGone,
+    /// Something that it needs has become ready again.
+    NeedRecovered,
     Timer,
     /// The time for stopping is over.
     KillNow,
@@ -78,15 +97,24 @@ pub enum Event {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     Spawn,
-    BeginProbe,
-    EndProbe,
+    BeginProbe(ProbeKind),
+    EndProbe(ProbeKind),
+    EndProbes,
+    /// Run the drain hook, then report [`Event::Drained`].
+    Drain,
     /// The stop signal, to the process group.
     Signal,
     /// SIGKILL, to all that is left.
     Kill,
-    /// Kill what a dead process left behind, then report [`Event::LineageGone`].
-    CleanLineage,
+    /// End what a dead process left behind, then report [`Event::LineageGone`]: by the stop signal first, with SIGKILL at
+    /// `kill_at`, or with SIGKILL at once.
+    CleanLineage {
+        kill_at: Option<Instant>,
+    },
 }
+
+/// From so many failures in a row on, waiting for the next start is called a crash loop.
+const CRASH_LOOP: usize = 3;
 
 /// A service's state with what it remembers of its failures.
 #[derive(Clone, Debug)]
@@ -110,29 +138,28 @@ impl Lifecycle {
             Event::Start => self.start(),
             Event::Stop => self.stop(spec, now),
             Event::Restart => self.restart(spec, now),
-            Event::NeedsMet => {
-                if self.state == State::Waiting {
-                    return vec![Action::Spawn];
-                }
-                Vec::new()
-            }
+            Event::NeedsMet if self.state == State::Waiting => vec![Action::Spawn],
             Event::Spawned => self.spawned(spec, now),
             Event::SpawnFailed => {
                 if self.state == State::Waiting {
-                    let after = self.after_failure(spec, chance, now);
+                    let after = self.after_failure(1, spec, chance, now);
                     self.settle(after, now);
                 }
                 Vec::new()
             }
-            Event::ProbeHeld => {
-                if let State::Starting { .. } = self.state
-                    && spec.kind == Kind::Service
-                {
-                    self.state = State::Ready { since: now };
-                    return vec![Action::EndProbe];
+            Event::Held(kind) => self.held(kind, spec, now),
+            Event::Lost(kind) => self.lost(kind, spec, chance, now),
+            Event::OverLimit => match self.state {
+                State::Starting { .. } | State::Ready { .. } | State::Unready { .. } => {
+                    let after = self.after_failure(0, spec, chance, now);
+                    self.begin_stop(after, spec, now)
                 }
-                Vec::new()
-            }
+                _ => Vec::new(),
+            },
+            Event::Drained => match self.state {
+                State::Draining { after, .. } => self.signal(after, spec, now),
+                _ => Vec::new(),
+            },
             Event::Exited(exit) => self.exited(exit, spec, chance, now),
             Event::LineageGone => {
                 if let State::Cleaning { after } = self.state {
@@ -140,31 +167,51 @@ impl Lifecycle {
                 }
                 Vec::new()
             }
-            Event::Timer => self.timer(spec, chance, now),
-            Event::KillNow => {
-                if let State::Stopping { kill_at, .. } = &mut self.state {
-                    *kill_at = None;
-                    return vec![Action::Kill];
+            Event::NeedRecovered => {
+                let given_up = self.state == State::Failed && spec.kind == Kind::Service;
+                if self.desired == Desired::Up && (given_up || matches!(self.state, State::Backoff { .. })) {
+                    self.failures.clear();
+                    self.state = State::Waiting;
                 }
                 Vec::new()
             }
+            Event::Timer => self.timer(spec, chance, now),
+            Event::KillNow => match self.state {
+                State::Draining { after, .. } | State::Stopping { after, .. } => {
+                    self.state = State::Stopping { kill_at: None, after };
+                    vec![Action::Kill]
+                }
+                State::Cleaning { .. } => vec![Action::Kill],
+                _ => Vec::new(),
+            },
+            Event::NeedsMet => Vec::new(),
         }
     }
 
     /// When [`Event::Timer`] is wanted.
     pub fn timer_at(&self) -> Option<Instant> {
         match self.state {
-            State::Starting { deadline } => deadline,
+            State::Starting { deadline, .. } => deadline,
             State::Stopping { kill_at, .. } => kill_at,
-            State::Backoff { until } => Some(until),
+            State::Draining { until, .. } | State::Backoff { until } => Some(until),
             _ => None,
         }
     }
 
+    /// Something of it may live.
     pub fn has_process(&self) -> bool {
+        self.runs() || matches!(self.state, State::Cleaning { .. })
+    }
+
+    /// Its main process lives.
+    pub fn runs(&self) -> bool {
         matches!(
             self.state,
-            State::Starting { .. } | State::Ready { .. } | State::Stopping { .. } | State::Cleaning { .. }
+            State::Starting { .. }
+                | State::Ready { .. }
+                | State::Unready { .. }
+                | State::Draining { .. }
+                | State::Stopping { .. }
         )
     }
 
@@ -175,7 +222,9 @@ impl Lifecycle {
             State::Waiting => ServiceState::Waiting,
             State::Starting { .. } => ServiceState::Starting,
             State::Ready { .. } => ServiceState::Ready,
-            State::Stopping { .. } | State::Cleaning { .. } => ServiceState::Stopping,
+            State::Unready { .. } => ServiceState::Unready,
+            State::Draining { .. } | State::Stopping { .. } | State::Cleaning { .. } => ServiceState::Stopping,
+            State::Backoff { .. } if self.failures.len() >= CRASH_LOOP => ServiceState::CrashLoop,
             State::Backoff { .. } => ServiceState::Backoff,
             State::Completed => ServiceState::Completed,
             State::Failed => ServiceState::Failed,
@@ -190,8 +239,10 @@ impl Lifecycle {
                 self.failures.clear();
                 self.state = State::Waiting;
             }
-            State::Stopping { after, .. } | State::Cleaning { after } => *after = After::Start,
-            State::Waiting | State::Starting { .. } | State::Ready { .. } => {}
+            State::Draining { after, .. } | State::Stopping { after, .. } | State::Cleaning { after } => {
+                *after = After::Start;
+            }
+            State::Waiting | State::Starting { .. } | State::Ready { .. } | State::Unready { .. } => {}
         }
         Vec::new()
     }
@@ -199,8 +250,12 @@ impl Lifecycle {
     fn stop(&mut self, spec: &ServiceSpec, now: Instant) -> Vec<Action> {
         self.desired = Desired::Down;
         match &mut self.state {
-            State::Starting { .. } | State::Ready { .. } => return self.begin_stop(After::Rest, spec, now),
-            State::Stopping { after, .. } | State::Cleaning { after } => *after = After::Rest,
+            State::Starting { .. } | State::Ready { .. } | State::Unready { .. } => {
+                return self.begin_stop(After::Rest, spec, now);
+            }
+            State::Draining { after, .. } | State::Stopping { after, .. } | State::Cleaning { after } => {
+                *after = After::Rest;
+            }
             State::Waiting | State::Backoff { .. } | State::Failed | State::Completed => self.state = State::Stopped,
             State::Stopped => {}
         }
@@ -208,7 +263,7 @@ impl Lifecycle {
     }
 
     fn restart(&mut self, spec: &ServiceSpec, now: Instant) -> Vec<Action> {
-        if matches!(self.state, State::Starting { .. } | State::Ready { .. }) {
+        if matches!(self.state, State::Starting { .. } | State::Ready { .. } | State::Unready { .. }) {
             self.desired = Desired::Up;
             self.failures.clear();
             return self.begin_stop(After::Start, spec, now);
@@ -217,61 +272,103 @@ impl Lifecycle {
     }
 
     fn begin_stop(&mut self, after: After, spec: &ServiceSpec, now: Instant) -> Vec<Action> {
+        let Some(drain) = &spec.stop.drain else { return self.signal(after, spec, now) };
+        self.state = State::Draining { until: now + drain.timeout.get(), after };
+        vec![Action::EndProbes, Action::Drain]
+    }
+
+    fn signal(&mut self, after: After, spec: &ServiceSpec, now: Instant) -> Vec<Action> {
         self.state = State::Stopping { kill_at: Some(now + spec.stop.grace.get()), after };
-        vec![Action::EndProbe, Action::Signal]
+        vec![Action::EndProbes, Action::Signal]
     }
 
     fn spawned(&mut self, spec: &ServiceSpec, now: Instant) -> Vec<Action> {
         if self.state != State::Waiting {
             return Vec::new();
         }
-        match (&spec.ready, spec.kind) {
-            (Some(probe), Kind::Service) => {
-                self.state = State::Starting { deadline: Some(now + probe.within.get()) };
-                vec![Action::BeginProbe]
+        if spec.kind != Kind::Service {
+            self.state = State::Starting { probing: None, deadline: None };
+            return Vec::new();
+        }
+        match (&spec.startup, &spec.ready) {
+            (Some(probe), _) => self.begin_probe(ProbeKind::Startup, now + probe.within.get()),
+            (None, Some(probe)) => self.begin_probe(ProbeKind::Ready, now + probe.within.get()),
+            (None, None) => self.become_ready(spec, now),
+        }
+    }
+
+    fn begin_probe(&mut self, kind: ProbeKind, deadline: Instant) -> Vec<Action> {
+        self.state = State::Starting { probing: Some(kind), deadline: Some(deadline) };
+        vec![Action::BeginProbe(kind)]
+    }
+
+    fn become_ready(&mut self, spec: &ServiceSpec, now: Instant) -> Vec<Action> {
+        self.state = State::Ready { since: now };
+        if spec.live.is_some() { vec![Action::BeginProbe(ProbeKind::Live)] } else { Vec::new() }
+    }
+
+    fn held(&mut self, kind: ProbeKind, spec: &ServiceSpec, now: Instant) -> Vec<Action> {
+        match (self.state, kind) {
+            (State::Starting { probing: Some(ProbeKind::Startup), .. }, ProbeKind::Startup) => {
+                let next = match &spec.ready {
+                    Some(probe) => self.begin_probe(ProbeKind::Ready, now + probe.within.get()),
+                    None => self.become_ready(spec, now),
+                };
+                [Action::EndProbe(ProbeKind::Startup)].into_iter().chain(next).collect()
             }
-            (None, Kind::Service) => {
-                self.state = State::Ready { since: now };
+            (State::Starting { probing: Some(ProbeKind::Ready), .. }, ProbeKind::Ready) => self.become_ready(spec, now),
+            (State::Unready { since }, ProbeKind::Ready) => {
+                self.state = State::Ready { since };
                 Vec::new()
             }
-            (_, Kind::Oneshot | Kind::Setup) => {
-                self.state = State::Starting { deadline: None };
+            _ => Vec::new(),
+        }
+    }
+
+    fn lost(&mut self, kind: ProbeKind, spec: &ServiceSpec, chance: f64, now: Instant) -> Vec<Action> {
+        match (self.state, kind) {
+            (State::Ready { since }, ProbeKind::Ready) => {
+                self.state = State::Unready { since };
                 Vec::new()
             }
+            (State::Ready { .. } | State::Unready { .. }, ProbeKind::Live) => {
+                // What hangs does not drain.
+                let after = self.after_failure(0, spec, chance, now);
+                self.signal(after, spec, now)
+            }
+            _ => Vec::new(),
         }
     }
 
     fn exited(&mut self, exit: Exit, spec: &ServiceSpec, chance: f64, now: Instant) -> Vec<Action> {
-        let after = match self.state {
-            State::Stopping { after, .. } => after,
-            State::Starting { .. } | State::Ready { .. } => self.after_exit(exit, spec, chance, now),
+        let (after, kill_at) = match self.state {
+            // Its strays have what is left of the grace period.
+            State::Stopping { after, kill_at } => (after, kill_at),
+            State::Draining { after, .. } => (after, Some(now + spec.stop.grace.get())),
+            State::Starting { .. } | State::Ready { .. } | State::Unready { .. } => {
+                (self.after_exit(exit, spec, chance, now), None)
+            }
             _ => return Vec::new(),
         };
         self.state = State::Cleaning { after };
-        vec![Action::EndProbe, Action::CleanLineage]
+        vec![Action::EndProbes, Action::CleanLineage { kill_at }]
     }
 
     fn after_exit(&mut self, exit: Exit, spec: &ServiceSpec, chance: f64, now: Instant) -> After {
-        if let State::Ready { since } = self.state
+        if let State::Ready { since } | State::Unready { since } = self.state
             && now.saturating_duration_since(since) >= spec.restart.healthy_after.get()
         {
             self.failures.clear();
-            if spec.restart.mode == RestartMode::Always
-                || (spec.restart.mode == RestartMode::OnFailure && !exit.success())
-            {
-                self.restarts += 1;
-                self.failures.push_back(now);
-                return After::Retry(Duration::ZERO);
-            }
         }
         match (spec.restart.mode, exit.success()) {
-            (RestartMode::Always, _) | (RestartMode::OnFailure, false) => self.after_failure(spec, chance, now),
+            (RestartMode::Always, _) | (RestartMode::OnFailure, false) => self.after_failure(0, spec, chance, now),
             (RestartMode::Never | RestartMode::OnFailure, true) => After::Complete,
             (RestartMode::Never, false) => After::GiveUp,
         }
     }
 
-    fn after_failure(&mut self, spec: &ServiceSpec, chance: f64, now: Instant) -> After {
+    /// The first restart comes at once, the second waits `initial`, and so on; `earlier` counts as that many more.
+    fn after_failure(&mut self, earlier: u32, spec: &ServiceSpec, chance: f64, now: Instant) -> After {
         if spec.restart.mode == RestartMode::Never {
             return After::GiveUp;
         }
@@ -283,15 +380,19 @@ impl Lifecycle {
             return After::GiveUp;
         }
         self.restarts += 1;
-        After::Retry(spec.restart.backoff.delay(failures, chance))
+        match failures - 1 + earlier {
+            0 => After::Retry(Duration::ZERO),
+            waits => After::Retry(spec.restart.backoff.delay(waits, chance)),
+        }
     }
 
     fn timer(&mut self, spec: &ServiceSpec, chance: f64, now: Instant) -> Vec<Action> {
         match self.state {
-            State::Starting { deadline: Some(deadline) } if now >= deadline => {
-                let after = self.after_failure(spec, chance, now);
-                self.begin_stop(after, spec, now)
+            State::Starting { deadline: Some(deadline), .. } if now >= deadline => {
+                let after = self.after_failure(1, spec, chance, now);
+                self.signal(after, spec, now)
             }
+            State::Draining { until, after } if now >= until => self.signal(after, spec, now),
             State::Stopping { kill_at: Some(kill_at), after } if now >= kill_at => {
                 self.state = State::Stopping { kill_at: None, after };
                 vec![Action::Kill]

@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -10,7 +11,7 @@ use crate::spec::Kind;
 /// All services as the supervisor sees them now.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ServicesStatus {
-    pub services: BTreeMap<Name, ServiceStatus>,
+    pub services: BTreeMap<Name, Arc<ServiceStatus>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -35,6 +36,15 @@ pub struct ServiceStatus {
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub reason: Option<String>,
     pub critical: bool,
+    /// What the service says of itself (`STATUS=` on its notify socket).
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub says: Option<String>,
+    /// Processes that it left behind and that its spec lets live.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub detached: Vec<u32>,
+    /// When its schedule runs it next.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub next_run: Option<Timestamp>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,10 +65,14 @@ pub enum ServiceState {
     /// Its process runs and is not ready yet; for a oneshot: it runs.
     Starting,
     Ready,
+    /// Was ready, and its readiness probe fails now.
+    Unready,
     /// Told to stop, its processes not all gone yet.
     Stopping,
     /// Failed, and waits for its next start.
     Backoff,
+    /// Failed three times or more, and waits for its next start.
+    CrashLoop,
     /// A oneshot that has ended with success.
     Completed,
     /// Given up: too many restarts, or a oneshot that failed.
@@ -66,13 +80,15 @@ pub enum ServiceState {
 }
 
 impl ServiceState {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::Stopped,
         Self::Waiting,
         Self::Starting,
         Self::Ready,
+        Self::Unready,
         Self::Stopping,
         Self::Backoff,
+        Self::CrashLoop,
         Self::Completed,
         Self::Failed,
     ];
@@ -83,8 +99,10 @@ impl ServiceState {
             Self::Waiting => "waiting",
             Self::Starting => "starting",
             Self::Ready => "ready",
+            Self::Unready => "unready",
             Self::Stopping => "stopping",
             Self::Backoff => "backoff",
+            Self::CrashLoop => "crash_loop",
             Self::Completed => "completed",
             Self::Failed => "failed",
         }

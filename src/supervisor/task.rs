@@ -1,7 +1,8 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,22 +12,40 @@ use nix::sys::signal::Signal;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
+use tokio_util::sync::CancellationToken;
 
-use super::events::{ServiceChanged, ServiceExited, ServiceFailed, ServiceReady, ServiceRestarting, ServiceStarted};
+use super::events::{
+    DrainFailed, LimitExceeded, ServiceChanged, ServiceExited, ServiceFailed, ServiceReady, ServiceRestarting,
+    ServiceStarted, ServiceUnready, StraysEnded,
+};
 use super::handle::{LogDirectory, Message, StartMode, SupervisorHandle};
-use super::logs::{LogStream, ServiceLog, pump};
-use super::probe;
-use super::state::{Action, Event, Lifecycle, State};
+use super::hooks::ServiceHooks;
+use super::logs::{Collector, LogSinks, ServiceLog, Streams};
+use super::measure::{Tree, Trees};
+use super::notify::{Notice, NotifySocket};
+use super::probe::{self, Prober, Verdict};
+use super::state::{Action, After, Event, Lifecycle, State};
 use super::status::{Desired, ServiceState, ServiceStatus, ServicesStatus};
 use crate::base::{Name, Timestamp};
-use crate::host::process::{Exit, Processes, SpawnSpec, Stdin};
-use crate::spec::{Condition, Diff, Kind, MachineSpec, Need, ProbeTarget, ServiceChange, ServiceSpec, StopSignal};
-use crate::telemetry::{EventLog, Published};
+use crate::host::process::{ExecSetup, Exit, Hurry, Lineage, Processes, SpawnSpec, Stdin};
+use crate::host::{self, Cgroup, CgroupLimits, Cgroups, FileWatcher};
+use crate::spec::{
+    Condition, Diff, DrainTarget, Kind, MachineSpec, Need, ProbeKind, ProbeTarget, ServiceChange, ServiceSpec,
+    StopSignal,
+};
+use crate::telemetry::{EventLog, Observed, Published};
 
 /// What the kernel cannot end within this time is reported and left.
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
-/// How long the end of a process waits for the end of its output.
-const LAST_WORDS: Duration = Duration::from_millis(20);
+/// Between two publications of the status when much happens.
+const PUBLISH_EVERY: Duration = Duration::from_millis(5);
+/// A schedule is looked at again at least so often, since somebody may set the clock.
+const LONGEST_SCHEDULE: Duration = Duration::from_secs(3600);
+/// Quiet time after a watched file changed, and the time between two looks where nothing is reported.
+const WATCH_DEBOUNCE: Duration = Duration::from_millis(500);
+const WATCH_POLL: Duration = Duration::from_secs(10);
+/// The last lines have so long to reach the disk.
+const LOG_FLUSH: Duration = Duration::from_secs(2);
 
 pub struct SupervisorConfig {
     pub machine: Name,
@@ -40,7 +59,7 @@ pub struct SupervisorConfig {
     pub default_cwd: PathBuf,
     /// The environment that services build on.
     pub base_env: Vec<(OsString, OsString)>,
-    /// Where probes and log readers run.
+    /// Where probes run.
     pub runtime: Handle,
 }
 
@@ -51,22 +70,54 @@ pub struct Supervisor {
     spec: Arc<MachineSpec>,
     services: BTreeMap<Name, Service>,
     logs: LogDirectory,
+    sinks: LogSinks,
+    collector: Collector,
+    trees: Trees,
+    /// A thread measures trees that have limits.
+    measuring: bool,
+    /// Looked for when the first service wants one.
+    cgroups: Option<Option<Cgroups>>,
+    hooks: Option<Arc<dyn ServiceHooks>>,
     status: Published<ServicesStatus>,
+    published: Instant,
+    publish_at: Option<Instant>,
+    /// Told when the turn is over, so that nobody who listens comes before the next start.
+    announcements: Vec<(Streams, Announcement)>,
+    /// The kernel's count of processes killed for want of memory, as last seen.
+    oom_kills: Arc<AtomicU64>,
     ending: Option<Ending>,
 }
+
+type Announcement = Box<dyn FnOnce(&EventLog) + Send>;
 
 struct Service {
     spec: ServiceSpec,
     life: Lifecycle,
     incarnation: u64,
     pid: Option<u32>,
+    lineage: Option<Lineage>,
+    streams: Streams,
     started: Option<(Timestamp, Instant)>,
     last_exit: Option<Exit>,
+    /// Nothing of it is left, and its last words are still to come.
+    awaits_last_words: bool,
+    gone_before_words: bool,
     reason: Option<String>,
+    says: Option<String>,
+    detached: Vec<u32>,
     since: Timestamp,
     shown: ServiceState,
-    probe: Option<AbortHandle>,
+    probes: BTreeMap<ProbeKind, AbortHandle>,
+    notify: Option<AbortHandle>,
+    drain: Option<AbortHandle>,
+    watch: Option<CancellationToken>,
+    next_run: Option<(Timestamp, Instant)>,
+    cgroup: Option<Cgroup>,
+    oom_before: u64,
+    hurry: Hurry,
     log: ServiceLog,
+    /// What was published last.
+    status: Arc<ServiceStatus>,
     /// Gone from the spec; forgotten when at rest.
     removed: bool,
 }
@@ -79,14 +130,38 @@ struct Ending {
 
 impl Supervisor {
     /// # Errors
-    /// When the thread cannot be started.
+    /// When a thread cannot be started.
     pub fn start(config: SupervisorConfig) -> std::io::Result<SupervisorHandle> {
         let (sender, receiver) = mpsc::channel();
         let status = Published::new(ServicesStatus::default());
         let logs = LogDirectory::default();
-        let handle = SupervisorHandle { sender: sender.clone(), status: status.clone(), logs: Arc::clone(&logs) };
-        let supervisor =
-            Self { config, sender, spec: Arc::default(), services: BTreeMap::new(), logs, status, ending: None };
+        let trees = Trees::default();
+        let handle = SupervisorHandle {
+            sender: sender.clone(),
+            status: status.clone(),
+            logs: Arc::clone(&logs),
+            trees: trees.clone(),
+        };
+        let sinks = LogSinks::start(config.log_dir.as_deref(), config.passthrough)?;
+        let supervisor = Self {
+            sinks,
+            collector: Collector::start()?,
+            config,
+            sender,
+            spec: Arc::default(),
+            services: BTreeMap::new(),
+            logs,
+            trees,
+            measuring: false,
+            cgroups: None,
+            hooks: None,
+            status,
+            published: Instant::now(),
+            publish_at: None,
+            announcements: Vec::new(),
+            oom_kills: Arc::new(AtomicU64::new(host::oom_kills().unwrap_or(0))),
+            ending: None,
+        };
         std::thread::Builder::new().name("supervisor".to_owned()).spawn(move || supervisor.run(&receiver))?;
         Ok(handle)
     }
@@ -111,6 +186,7 @@ impl Supervisor {
             self.fire_timers();
             self.progress();
             self.publish();
+            self.announce_all();
         }
     }
 
@@ -125,7 +201,7 @@ impl Supervisor {
                     s.life.desired == Desired::Down && s.life.state == State::Stopped && s.incarnation == 0
                 });
                 for name in held.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
-                    self.turn(&name, Event::Start);
+                    self.start_unless_scheduled(&name);
                 }
             }
             Message::StopAll { deadline, done } => {
@@ -133,21 +209,51 @@ impl Supervisor {
                 ending.deadline = ending.deadline.min(deadline);
                 ending.waiting.push(done);
             }
+            Message::Hooks(hooks) => self.hooks = Some(hooks),
             Message::Exited { name, incarnation, exit } => self.exited(&name, incarnation, exit),
-            Message::ProbeHeld { name, incarnation } if self.is_current(&name, incarnation) => {
-                self.turn(&name, Event::ProbeHeld);
+            Message::LastWords { name, incarnation, last_stderr, out_of_memory } => {
+                self.last_words(&name, incarnation, last_stderr, out_of_memory);
             }
-            Message::ProbeFailed { name, incarnation, why } if self.is_current(&name, incarnation) => {
-                if let Some(service) = self.services.get_mut(&name)
-                    && matches!(service.life.state, State::Starting { .. })
-                {
-                    service.reason = Some(format!("not ready yet: {why}"));
+            Message::Probed { name, incarnation, kind, verdict } if self.is_current(&name, incarnation) => {
+                self.probed(&name, kind, verdict);
+            }
+            Message::Notified { name, incarnation, notice } if self.is_current(&name, incarnation) => {
+                self.notified(&name, notice);
+            }
+            Message::Drained { name, incarnation, outcome } if self.is_current(&name, incarnation) => {
+                if let Err(why) = outcome {
+                    self.announce(DrainFailed { service: name.clone(), why });
+                }
+                self.turn(&name, Event::Drained);
+            }
+            Message::LineageGone { name, incarnation, met } if self.is_current(&name, incarnation) => {
+                if met > 0 {
+                    let pid = self.services.get(&name).and_then(|s| s.lineage.as_ref()).map_or(0, |l| l.pid);
+                    self.announce(StraysEnded { service: name.clone(), pid, count: met });
+                }
+                self.lineage_gone(&name);
+            }
+            Message::OverLimit { name, incarnation, why } if self.is_current(&name, incarnation) => {
+                if let Some(service) = self.services.get_mut(&name).filter(|service| service.life.runs()) {
+                    service.reason = Some(why.clone());
+                    self.announce(LimitExceeded { service: name.clone(), why });
+                    self.turn(&name, Event::OverLimit);
                 }
             }
-            Message::LineageGone { name, incarnation } if self.is_current(&name, incarnation) => {
-                self.turn(&name, Event::LineageGone);
+            Message::Touched { name } => {
+                if let Some(service) =
+                    self.services.get_mut(&name).filter(|service| service.life.desired == Desired::Up)
+                {
+                    service.reason = Some("a watched file has changed".to_owned());
+                    self.turn(&name, Event::Restart);
+                }
             }
-            Message::ProbeHeld { .. } | Message::ProbeFailed { .. } | Message::LineageGone { .. } => {}
+            // Of a process that is no more.
+            Message::Probed { .. }
+            | Message::Notified { .. }
+            | Message::Drained { .. }
+            | Message::LineageGone { .. }
+            | Message::OverLimit { .. } => {}
         }
     }
 
@@ -166,13 +272,14 @@ impl Supervisor {
                 ServiceChange::Restarted(fields) => ("restarted", fields.clone()),
                 ServiceChange::Updated(fields) => ("updated", fields.clone()),
             };
-            self.config.events.emit(&ServiceChanged { service: name.clone(), change: what, fields });
+            self.announce(ServiceChanged { service: name.clone(), change: what, fields });
             match change {
                 ServiceChange::Added => self.add(&name, mode),
                 ServiceChange::Removed => {
                     self.turn(&name, Event::Stop);
                     if let Some(service) = self.services.get_mut(&name) {
                         service.removed = true;
+                        service.end_watch();
                     }
                 }
                 ServiceChange::Restarted(_) => {
@@ -193,26 +300,21 @@ impl Supervisor {
             // It was removed a moment ago and its process is not gone yet.
             self.replace_spec(name);
         } else if let Some(spec) = self.spec.service(name) {
-            let directory = self.config.log_dir.as_deref();
-            let log = ServiceLog::new(name, spec.logs, directory, self.config.passthrough);
+            let log = ServiceLog::new(name, spec.logs, self.sinks.clone());
             self.logs.lock().unwrap_or_else(PoisonError::into_inner).insert(name.clone(), log.clone());
-            let service = Service {
-                spec: spec.clone(),
-                life: Lifecycle::new(),
-                incarnation: 0,
-                pid: None,
-                started: None,
-                last_exit: None,
-                reason: None,
-                since: Timestamp::now(),
-                shown: ServiceState::Stopped,
-                probe: None,
-                log,
-                removed: false,
-            };
-            self.services.insert(name.clone(), service);
+            self.services.insert(name.clone(), Service::new(spec.clone(), log));
+            self.begin_watch(name);
         }
         if mode == StartMode::All {
+            self.start_unless_scheduled(name);
+        }
+    }
+
+    /// A oneshot with a schedule runs when its time has come, not at the start of the machine.
+    fn start_unless_scheduled(&mut self, name: &Name) {
+        self.plan_next_run(name);
+        let waits = self.services.get(name).is_some_and(|s| s.spec.kind != Kind::Service && s.spec.schedule.is_some());
+        if !waits {
             self.turn(name, Event::Start);
         }
     }
@@ -222,21 +324,158 @@ impl Supervisor {
             service.log.set_limits(spec.logs);
             service.spec = spec.clone();
             service.removed = false;
+            self.begin_watch(name);
+            self.plan_next_run(name);
         }
+    }
+
+    fn plan_next_run(&mut self, name: &Name) {
+        let Some(service) = self.services.get_mut(name) else { return };
+        let now = Timestamp::now();
+        let next = service.spec.schedule.as_ref().and_then(|schedule| schedule.next_after(now));
+        service.next_run = next.map(|at| (at, Instant::now() + at.since(now).min(LONGEST_SCHEDULE)));
+    }
+
+    fn begin_watch(&mut self, name: &Name) {
+        let Some(service) = self.services.get_mut(name) else { return };
+        service.end_watch();
+        if service.spec.watch.is_empty() {
+            return;
+        }
+        let cwd = directory_of(&self.config, &service.spec);
+        let files: BTreeSet<PathBuf> = service.spec.watch.iter().map(|path| cwd.join(path)).collect();
+        let stop = CancellationToken::new();
+        service.watch = Some(stop.clone());
+        let (sender, name) = (self.sender.clone(), name.clone());
+        self.config.runtime.spawn(async move {
+            let mut watcher = FileWatcher::start(files, WATCH_DEBOUNCE, WATCH_POLL, stop.clone());
+            loop {
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = watcher.changed() => {
+                        let _ = sender.send(Message::Touched { name: name.clone() });
+                    }
+                }
+            }
+        });
     }
 
     fn exited(&mut self, name: &Name, incarnation: u64, exit: Exit) {
         let Some(service) = self.services.get_mut(name).filter(|service| service.incarnation == incarnation) else {
             return;
         };
-        let asked = matches!(service.life.state, State::Stopping { .. });
+        let asked = matches!(service.life.state, State::Stopping { .. } | State::Draining { .. });
         service.last_exit = Some(exit);
-        let last_stderr = service.log.last_stderr(incarnation);
-        let said = last_stderr.as_ref().filter(|_| !exit.success()).map(|line| format!(": {line}"));
-        service.reason = (!asked).then(|| format!("{exit}{}", said.unwrap_or_default()));
-        let pid = service.pid.unwrap_or(0);
-        self.config.events.emit(&ServiceExited { service: name.clone(), pid, exit, asked, last_stderr });
+        if !asked {
+            service.reason = Some(exit.to_string());
+        }
+        service.awaits_last_words = true;
+        service.gone_before_words = false;
+        service.says = None;
+        self.trees.remove(name);
+        let pid = service.pid.take().unwrap_or(0);
+        // What explains the end is found out on the thread that reads its output, after everything it wrote.
+        let (log, cgroup, oom_before) = (service.log.clone(), service.cgroup.clone(), service.oom_before);
+        let (sender, owner, kills) = (self.sender.clone(), name.clone(), Arc::clone(&self.oom_kills));
+        let announcement = move |events: &EventLog| {
+            let last_stderr = log.last_stderr(incarnation);
+            let out_of_memory = match cgroup {
+                Some(group) => group.oom_kills() > oom_before,
+                None if exit == Exit::Signal(libc::SIGKILL) && !asked => {
+                    let now = host::oom_kills().unwrap_or(0);
+                    now > kills.swap(now, Ordering::Relaxed)
+                }
+                None => false,
+            };
+            let event = ServiceExited {
+                service: owner.clone(),
+                pid,
+                exit,
+                asked,
+                out_of_memory,
+                last_stderr: last_stderr.clone(),
+            };
+            events.emit(&event);
+            let _ = sender.send(Message::LastWords { name: owner, incarnation, last_stderr, out_of_memory });
+        };
+        let streams = std::mem::take(&mut service.streams);
+        self.announcements.push((streams, Box::new(announcement)));
         self.turn(name, Event::Exited(exit));
+    }
+
+    fn last_words(&mut self, name: &Name, incarnation: u64, last_stderr: Option<String>, out_of_memory: bool) {
+        let Some(service) = self.services.get_mut(name).filter(|service| service.incarnation == incarnation) else {
+            return;
+        };
+        service.awaits_last_words = false;
+        if let (Some(exit), Some(_)) = (service.last_exit, &service.reason)
+            && !exit.success()
+        {
+            let oom = if out_of_memory { " for want of memory" } else { "" };
+            let said = last_stderr.map(|line| format!(": {line}")).unwrap_or_default();
+            service.reason = Some(format!("{exit}{oom}{said}"));
+        }
+        if std::mem::take(&mut service.gone_before_words) {
+            self.turn(name, Event::LineageGone);
+        }
+    }
+
+    /// A service that is given up is shown with its last words, so these come first.
+    fn lineage_gone(&mut self, name: &Name) {
+        let Some(service) = self.services.get_mut(name) else { return };
+        let explains = matches!(service.life.state, State::Cleaning { after: After::GiveUp });
+        if explains && service.awaits_last_words {
+            service.gone_before_words = true;
+        } else {
+            self.turn(name, Event::LineageGone);
+        }
+    }
+
+    fn probed(&mut self, name: &Name, kind: ProbeKind, verdict: Verdict) {
+        let Some(service) = self.services.get_mut(name) else { return };
+        match verdict {
+            Verdict::Held => self.turn(name, Event::Held(kind)),
+            Verdict::Lost(why) => {
+                if service.life.runs() {
+                    let what = if kind == ProbeKind::Live { "does not live" } else { "is not ready" };
+                    service.reason = Some(format!("{what}: {why}"));
+                    self.turn(name, Event::Lost(kind));
+                }
+            }
+            Verdict::NotYet(why) => {
+                if matches!(service.life.state, State::Starting { .. }) {
+                    service.reason = Some(format!("not ready yet: {why}"));
+                }
+            }
+        }
+    }
+
+    fn notified(&mut self, name: &Name, notice: Notice) {
+        let Some(service) = self.services.get_mut(name) else { return };
+        let by_notice = |probe: &Option<crate::spec::Probe>| {
+            probe.as_ref().is_some_and(|probe| probe.target == ProbeTarget::Notify)
+        };
+        let (startup, ready, live) =
+            (by_notice(&service.spec.startup), by_notice(&service.spec.ready), by_notice(&service.spec.live));
+        match notice {
+            Notice::Ready => {
+                if startup {
+                    self.turn(name, Event::Held(ProbeKind::Startup));
+                }
+                if ready {
+                    self.turn(name, Event::Held(ProbeKind::Ready));
+                }
+            }
+            Notice::Status(text) => service.says = Some(text),
+            Notice::Silent(limit) if live => {
+                let limit = humantime::format_duration(limit).to_string();
+                self.probed(name, ProbeKind::Live, Verdict::Lost(format!("no WATCHDOG=1 for {limit}")));
+            }
+            Notice::Hangs if live => {
+                self.probed(name, ProbeKind::Live, Verdict::Lost("it says that it hangs".to_owned()));
+            }
+            Notice::Alive | Notice::Silent(_) | Notice::Hangs => {}
+        }
     }
 
     /// Lets one event happen to one service and does what it asks for.
@@ -246,33 +485,39 @@ impl Supervisor {
         let restarts = service.life.restarts;
         let actions = service.life.handle(event, &service.spec, rand::random(), Instant::now());
         if service.life.restarts > restarts {
-            let delay_ms = match service.life.state {
-                State::Backoff { until } => until.saturating_duration_since(Instant::now()).as_millis(),
-                State::Cleaning { after: super::state::After::Retry(delay) }
-                | State::Stopping { after: super::state::After::Retry(delay), .. } => delay.as_millis(),
-                _ => 0,
+            let delay = match service.life.state {
+                State::Backoff { until } => until.saturating_duration_since(Instant::now()),
+                State::Cleaning { after: After::Retry(delay) }
+                | State::Stopping { after: After::Retry(delay), .. }
+                | State::Draining { after: After::Retry(delay), .. } => delay,
+                _ => Duration::ZERO,
             };
             let why = service.reason.clone().unwrap_or_else(|| "it was not ready in time".to_owned());
-            let delay_ms = u64::try_from(delay_ms).unwrap_or(u64::MAX);
-            self.config.events.emit(&ServiceRestarting { service: name.clone(), delay_ms, why });
+            let delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
+            self.announce(ServiceRestarting { service: name.clone(), delay_ms, why });
         }
-        let after = service.life.shown();
+        let after = self.services.get(name).map_or(before, |service| service.life.shown());
         if after != before {
-            self.announce(name, after);
+            self.changed(name, before, after);
         }
         for action in actions {
             self.perform(name, action);
         }
     }
 
-    fn announce(&mut self, name: &Name, shown: ServiceState) {
+    fn changed(&mut self, name: &Name, before: ServiceState, shown: ServiceState) {
         let Some(service) = self.services.get_mut(name) else { return };
         match shown {
             ServiceState::Ready => {
-                let after_ms = service.started.map_or(0, |(_, at)| at.elapsed().as_millis());
                 service.reason = None;
+                let after_ms = service.started.map_or(0, |(_, at)| at.elapsed().as_millis());
                 let after_ms = u64::try_from(after_ms).unwrap_or(u64::MAX);
-                self.config.events.emit(&ServiceReady { service: name.clone(), after_ms });
+                self.announce(ServiceReady { service: name.clone(), after_ms });
+                self.recovered(name);
+            }
+            ServiceState::Unready => {
+                let why = service.reason.clone().unwrap_or_default();
+                self.announce(ServiceUnready { service: name.clone(), why });
             }
             ServiceState::Failed => {
                 let last = service.reason.take().unwrap_or_else(|| "it was not ready in time".to_owned());
@@ -283,34 +528,69 @@ impl Supervisor {
                     last
                 };
                 service.reason = Some(why.clone());
-                self.config.events.emit(&ServiceFailed { service: name.clone(), why });
+                self.announce(ServiceFailed { service: name.clone(), why });
             }
-            ServiceState::Stopped | ServiceState::Completed => service.reason = None,
+            ServiceState::Stopped => service.reason = None,
+            ServiceState::Completed => {
+                service.reason = None;
+                self.recovered(name);
+            }
             _ => {}
         }
+        let _ = before;
+    }
+
+    /// Whoever was given up, or waits to try again, may get further now that `name` is up.
+    fn recovered(&mut self, name: &Name) {
+        let stuck = self.services.iter().filter(|(_, service)| {
+            matches!(service.life.state, State::Failed | State::Backoff { .. })
+                && service.spec.needs.iter().any(|need| need.service == *name)
+        });
+        for dependant in stuck.map(|(dependant, _)| dependant.clone()).collect::<Vec<_>>() {
+            self.turn(&dependant, Event::NeedRecovered);
+        }
+    }
+
+    fn announce<E: Observed + Send + 'static>(&mut self, event: E) {
+        self.announcements.push((Streams::default(), Box::new(move |events| events.emit(&event))));
+    }
+
+    fn announce_all(&mut self) {
+        if self.announcements.is_empty() {
+            return;
+        }
+        let announcements = std::mem::take(&mut self.announcements);
+        let events = self.config.events.clone();
+        self.collector.after(announcements.into_iter().map(|(streams, announcement)| {
+            let events = events.clone();
+            (streams, Box::new(move || announcement(&events)) as Box<dyn FnOnce() + Send>)
+        }));
     }
 
     fn perform(&mut self, name: &Name, action: Action) {
         let Some(service) = self.services.get_mut(name) else { return };
         match action {
             Action::Spawn => self.spawn(name),
-            Action::BeginProbe => self.begin_probe(name),
-            Action::EndProbe => {
-                if let Some(probe) = service.probe.take() {
+            Action::BeginProbe(kind) => self.begin_probe(name, kind),
+            Action::EndProbe(kind) => {
+                if let Some(probe) = service.probes.remove(&kind) {
                     probe.abort();
                 }
             }
+            Action::EndProbes => service.end_probes(),
+            Action::Drain => self.drain(name),
             Action::Signal => {
                 if let Some(pid) = service.pid {
                     self.config.processes.signal_group(pid, to_signal(service.spec.stop.signal));
                 }
             }
             Action::Kill => {
+                service.hurry.store(true, Ordering::Relaxed);
                 if let Some(pid) = service.pid {
                     self.config.processes.signal_group(pid, Signal::SIGKILL);
                 }
             }
-            Action::CleanLineage => self.clean_lineage(name),
+            Action::CleanLineage { kill_at } => self.clean_lineage(name, kill_at),
         }
     }
 
@@ -323,96 +603,262 @@ impl Supervisor {
         }
         service.incarnation += 1;
         let incarnation = service.incarnation;
-        let spec = spawn_spec(&self.config, service);
-        let (report, exit) = oneshot::channel();
-        let on_exit = move |exit| {
-            let _ = report.send(exit);
+        let cgroup = self.cgroup(name);
+        let Some(service) = self.services.get_mut(name) else { return };
+        service.oom_before = cgroup.as_ref().map_or(0, Cgroup::oom_kills);
+        service.cgroup = cgroup;
+        let spec = match self.spawn_spec(name) {
+            Ok(spec) => spec,
+            Err(why) => return self.spawn_failed(name, why, libc::ENOENT),
         };
-        match self.config.processes.spawn(&spec, on_exit) {
+        let (sender, owner) = (self.sender.clone(), name.clone());
+        let on_exit = move |exit| {
+            let _ = sender.send(Message::Exited { name: owner, incarnation, exit });
+        };
+        let spawned = self.config.processes.spawn(&spec, on_exit);
+        let Some(service) = self.services.get_mut(name) else { return };
+        match spawned {
             Ok(spawned) => {
                 service.pid = Some(spawned.pid);
                 service.started = Some((Timestamp::now(), Instant::now()));
                 service.reason = None;
-                let pid = spawned.pid;
+                service.hurry = Hurry::default();
                 arm_log_probe(service, &self.sender);
-                let log = service.log.clone();
-                self.config.runtime.spawn(pump(spawned.stdout, log.clone(), incarnation, LogStream::Stdout));
-                let stderr = self.config.runtime.spawn(pump(spawned.stderr, log, incarnation, LogStream::Stderr));
-                let (sender, owner) = (self.sender.clone(), name.clone());
-                self.config.runtime.spawn(async move {
-                    let Ok(exit) = exit.await else { return };
-                    // What it said last explains its end. A stray that holds the pipe open does not delay it much.
-                    let _ = tokio::time::timeout(LAST_WORDS, stderr).await;
-                    let _ = sender.send(Message::Exited { name: owner, incarnation, exit });
-                });
-                self.config.events.emit(&ServiceStarted { service: name.clone(), pid, incarnation });
+                service.streams = self.collector.add(&service.log, incarnation, spawned.stdout, spawned.stderr);
+                let limits = service.spec.limits;
+                let measured = limits.any() && !service.cgroup.as_ref().is_some_and(|group| group.enforced);
+                let limits = measured.then_some(limits);
+                service.lineage = Some(spawned.lineage.clone());
+                self.trees.insert(name, Tree { lineage: spawned.lineage, incarnation, limits });
+                if measured {
+                    self.measure();
+                }
+                self.announce(ServiceStarted { service: name.clone(), pid: spawned.pid, incarnation });
                 self.turn(name, Event::Spawned);
             }
             Err(cause) => {
                 let program = service.spec.command[0].clone();
-                service.reason = Some(match cause.raw_os_error() {
-                    Some(libc::ENOENT) => format!("the program {program:?} is not there"),
+                let errno = cause.raw_os_error().unwrap_or(0);
+                let why = match errno {
+                    libc::ENOENT => format!("the program {program:?} is not there"),
                     _ => format!("{program:?} cannot be started: {cause}"),
-                });
-                service.last_exit = Some(Exit::NotStarted(cause.raw_os_error().unwrap_or(0)));
-                self.turn(name, Event::SpawnFailed);
+                };
+                self.spawn_failed(name, why, errno);
             }
         }
     }
 
-    fn begin_probe(&mut self, name: &Name) {
-        let Some(service) = self.services.get_mut(name) else { return };
-        let Some(probe) = service.spec.ready.clone() else { return };
-        let (incarnation, sender, owner) = (service.incarnation, self.sender.clone(), name.clone());
-        if matches!(probe.target, ProbeTarget::Log(_)) {
-            return; // Armed before the process could write: see `arm_log_probe`.
+    fn spawn_failed(&mut self, name: &Name, why: String, errno: i32) {
+        if let Some(service) = self.services.get_mut(name) {
+            service.reason = Some(why);
+            service.last_exit = Some(Exit::NotStarted(errno));
+            service.end_notify();
+            self.turn(name, Event::SpawnFailed);
         }
-        let processes = self.config.processes.clone();
-        let spawn = spawn_spec(&self.config, service);
-        let task = self.config.runtime.spawn(async move {
-            loop {
-                match probe::attempt(&probe.target, probe.timeout.get(), &processes, &spawn).await {
-                    Ok(()) => {
-                        let _ = sender.send(Message::ProbeHeld { name: owner, incarnation });
-                        return;
-                    }
-                    Err(why) => {
-                        let _ = sender.send(Message::ProbeFailed { name: owner.clone(), incarnation, why });
-                    }
-                }
-                tokio::time::sleep(probe.every.get()).await;
-            }
-        });
-        service.probe = Some(task.abort_handle());
     }
 
-    /// Usually nothing is left, which a look at the engine's own children tells; the killing of strays takes its time on
-    /// a thread of its own.
-    fn clean_lineage(&mut self, name: &Name) {
-        let Some(service) = self.services.get_mut(name) else { return };
-        let Some(pid) = service.pid.take() else { return };
+    /// The service's control group, where it wants one and the engine may make one.
+    fn cgroup(&mut self, name: &Name) -> Option<Cgroup> {
+        let limits = self.services.get(name)?.spec.limits;
+        if !limits.any() || !limits.cgroup {
+            return None;
+        }
+        let machine = self.config.machine.as_str();
+        let cgroups = self.cgroups.get_or_insert_with(|| Cgroups::detect(machine)).as_ref()?;
+        let wanted =
+            CgroupLimits { memory: limits.memory.map(|bytes| bytes.bytes()), cpu: limits.cpu, pids: limits.pids };
+        cgroups
+            .group(name.as_str(), wanted)
+            .inspect_err(|cause| tracing::warn!(service = %name, "no control group, its limits are measured: {cause}"))
+            .ok()
+    }
+
+    /// One thread measures whatever has limits, from the first such service on.
+    fn measure(&mut self) {
+        if std::mem::replace(&mut self.measuring, true) {
+            return;
+        }
+        let (trees, sender) = (self.trees.clone(), self.sender.clone());
+        let tell = move |name: &Name, incarnation, why| {
+            let _ = sender.send(Message::OverLimit { name: name.clone(), incarnation, why });
+        };
+        let thread = std::thread::Builder::new().name("limits".to_owned()).spawn(move || trees.watch_limits(tell));
+        if let Err(cause) = thread {
+            tracing::error!("limits are not enforced, no thread to measure: {cause}");
+        }
+    }
+
+    /// The environment is computed from the spec of now, at every start.
+    fn spawn_spec(&mut self, name: &Name) -> Result<SpawnSpec, String> {
+        let listens = self.listen(name);
+        let service = self.services.get(name).ok_or("the service is gone")?;
+        let (config, spec) = (&self.config, &service.spec);
+        let cwd = directory_of(config, spec);
+        let mut env: BTreeMap<OsString, OsString> = config.base_env.iter().cloned().collect();
+        for file in &spec.env_files {
+            let path = cwd.join(file);
+            let failed = |cause: dotenvy::Error| format!("the environment file {}: {cause}", path.display());
+            for entry in dotenvy::from_path_iter(&path).map_err(failed)? {
+                let (key, value) = entry.map_err(failed)?;
+                env.insert(key.into(), value.into());
+            }
+        }
+        env.extend(spec.env.iter().map(|(name, value)| (OsString::from(name), OsString::from(value))));
+        env.insert("MACHINIST_SERVICE".into(), spec.name.as_str().into());
+        if let Some(address) = listens {
+            env.insert("NOTIFY_SOCKET".into(), address.into());
+        }
+        if let Some(probe) = spec.live.as_ref().filter(|probe| probe.target == ProbeTarget::Notify) {
+            env.insert("WATCHDOG_USEC".into(), probe.every.get().as_micros().to_string().into());
+        }
+        let cgroups = service.cgroup.as_ref().map(Cgroup::entrances).unwrap_or_default();
+        let setup =
+            (!spec.setup.is_empty() || !cgroups.is_empty()).then(|| ExecSetup { cgroups, process: spec.setup.clone() });
+        Ok(SpawnSpec {
+            argv: spec.command.clone(),
+            cwd: Some(cwd),
+            env: env.into_iter().collect(),
+            stdin: Stdin::Null,
+            mark: format!("{}/{}/{name}/{}", config.machine, config.engine_incarnation, service.incarnation),
+            detach: spec.detach.as_slice().into(),
+            setup,
+        })
+    }
+
+    /// Opens the service's notify socket where somebody is to speak on it; its address.
+    fn listen(&mut self, name: &Name) -> Option<String> {
+        let service = self.services.get_mut(name)?;
+        service.end_notify();
+        let spec = &service.spec;
+        let probes = [&spec.startup, &spec.ready, &spec.live];
+        let told = probes.into_iter().flatten().any(|probe| probe.target == ProbeTarget::Notify);
+        if !told && spec.kind != Kind::Setup {
+            return None;
+        }
+        let live = spec.live.as_ref().filter(|probe| probe.target == ProbeTarget::Notify);
+        let watchdog = live.map(|probe| probe.every.get() * probe.failures);
+        let config = &self.config;
         let incarnation = service.incarnation;
-        let mark = mark(&self.config, name, incarnation);
-        if !self.config.processes.lineage_is_alive(pid, &mark) {
-            return self.turn(name, Event::LineageGone);
+        let address = format!("machinist/{}/{}/{name}/{incarnation}", config.machine, config.engine_incarnation);
+        let socket = NotifySocket::bind(&address)
+            .inspect_err(|cause| tracing::error!(service = %name, "no notify socket: {cause}"))
+            .ok()?;
+        let address = socket.address.clone();
+        let (sender, owner) = (self.sender.clone(), name.clone());
+        let tell = move |notice| {
+            let _ = sender.send(Message::Notified { name: owner.clone(), incarnation, notice });
+        };
+        service.notify = Some(config.runtime.spawn(socket.listen(watchdog, tell)).abort_handle());
+        Some(address)
+    }
+
+    fn begin_probe(&mut self, name: &Name, kind: ProbeKind) {
+        let Some(service) = self.services.get(name) else { return };
+        let Some(probe) = service.probe(kind).cloned() else { return };
+        if matches!(probe.target, ProbeTarget::Log(_) | ProbeTarget::Notify) {
+            return; // Armed before the process could speak.
         }
+        let incarnation = service.incarnation;
+        // Only programs need what it takes to start one.
+        let spawn = match &probe.target {
+            ProbeTarget::Exec(_) => self.helper_spec(name),
+            _ => SpawnSpec::default(),
+        };
+        let prober = Prober {
+            service: name.clone(),
+            kind,
+            probe,
+            processes: self.config.processes.clone(),
+            spawn,
+            hooks: self.hooks.clone(),
+        };
+        let (sender, owner) = (self.sender.clone(), name.clone());
+        let tell = move |verdict| {
+            let _ = sender.send(Message::Probed { name: owner.clone(), incarnation, kind, verdict });
+        };
+        let task = self.config.runtime.spawn(prober.run(tell)).abort_handle();
+        if let Some(service) = self.services.get_mut(name)
+            && let Some(old) = service.probes.insert(kind, task)
+        {
+            old.abort();
+        }
+    }
+
+    /// What a program started beside the service gets: its directory and environment, and its pid.
+    fn helper_spec(&self, name: &Name) -> SpawnSpec {
+        let Some(service) = self.services.get(name) else { return SpawnSpec::default() };
+        let (config, spec) = (&self.config, &service.spec);
+        let mut env: BTreeMap<OsString, OsString> = config.base_env.iter().cloned().collect();
+        env.extend(spec.env.iter().map(|(name, value)| (OsString::from(name), OsString::from(value))));
+        env.insert("MACHINIST_SERVICE".into(), spec.name.as_str().into());
+        env.insert("MACHINIST_PID".into(), service.pid.unwrap_or(0).to_string().into());
+        SpawnSpec {
+            cwd: Some(directory_of(config, spec)),
+            env: env.into_iter().collect(),
+            mark: format!("{}/{}/{name}/{}", config.machine, config.engine_incarnation, service.incarnation),
+            ..SpawnSpec::default()
+        }
+    }
+
+    fn drain(&mut self, name: &Name) {
+        let Some(service) = self.services.get(name) else { return };
+        let Some(drain) = service.spec.stop.drain.clone() else { return };
+        let (incarnation, sender, owner) = (service.incarnation, self.sender.clone(), name.clone());
+        let (processes, spawn, hooks) = (self.config.processes.clone(), self.helper_spec(name), self.hooks.clone());
+        let task = self.config.runtime.spawn(async move {
+            let limit = drain.timeout.get();
+            let outcome = match (&drain.target, hooks) {
+                (DrainTarget::Exec(argv), _) => probe::exec(argv, limit, &processes, &spawn).await,
+                (DrainTarget::Script(function), Some(hooks)) => hooks.call(function, &owner, limit).await.map(drop),
+                (DrainTarget::Script(_), None) => Err("the machine's script is not loaded".to_owned()),
+            };
+            let _ = sender.send(Message::Drained { name: owner, incarnation, outcome });
+        });
+        if let Some(service) = self.services.get_mut(name) {
+            service.drain = Some(task.abort_handle());
+        }
+    }
+
+    /// Usually nothing is left, which a look at the engine's own children tells; the ending of strays takes its time on a
+    /// thread of its own.
+    fn clean_lineage(&mut self, name: &Name, kill_at: Option<Instant>) {
+        let Some(service) = self.services.get_mut(name) else { return };
+        service.end_notify();
+        service.detached.clear();
+        let Some(lineage) = service.lineage.take() else { return };
+        if !self.config.processes.left_orphans(&lineage) {
+            return self.lineage_gone(name);
+        }
+        if !lineage.may_detach() && kill_at.is_none() && service.cgroup.as_ref().is_some_and(Cgroup::kill) {
+            tracing::debug!(service = %name, "killed what was left in its control group");
+        } else if lineage.may_detach() {
+            service.detached = self.config.processes.detached(&lineage);
+        }
+        service.lineage = Some(lineage.clone());
+        let incarnation = service.incarnation;
+        let (signal, hurry) = (to_signal(service.spec.stop.signal), Arc::clone(&service.hurry));
         let (processes, sender, owner) = (self.config.processes.clone(), self.sender.clone(), name.clone());
         let clean = move || {
-            let killed = processes.kill_lineage(pid, &mark, KILL_PATIENCE);
-            tracing::info!(service = %owner, "killed {killed} processes that {owner} (pid {pid}) left behind");
-            let _ = sender.send(Message::LineageGone { name: owner, incarnation });
+            let met = match kill_at {
+                Some(kill_at) => processes.end_lineage(&lineage, signal, kill_at, &hurry, KILL_PATIENCE),
+                None => processes.kill_lineage(&lineage, KILL_PATIENCE),
+            };
+            let _ = sender.send(Message::LineageGone { name: owner, incarnation, met });
         };
         let thread = std::thread::Builder::new().name("clean".to_owned()).spawn(clean);
         if let Err(cause) = thread {
-            tracing::error!(service = %name, "strays of {name} may be left, no thread to kill them: {cause}");
-            self.turn(name, Event::LineageGone);
+            tracing::error!(service = %name, "strays of {name} may be left, no thread to end them: {cause}");
+            self.lineage_gone(name);
         }
     }
 
     fn next_timer(&self) -> Option<Instant> {
-        let services = self.services.values().filter_map(|service| service.life.timer_at());
+        let services = self
+            .services
+            .values()
+            .flat_map(|service| service.life.timer_at().into_iter().chain(service.next_run.map(|(_, at)| at)));
         let ending = self.ending.as_ref().filter(|ending| !ending.killed).map(|ending| ending.deadline);
-        services.chain(ending).min()
+        services.chain(ending).chain(self.publish_at).min()
     }
 
     fn fire_timers(&mut self) {
@@ -420,6 +866,25 @@ impl Supervisor {
         let due = self.services.iter().filter(|(_, service)| service.life.timer_at().is_some_and(|at| at <= now));
         for name in due.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
             self.turn(&name, Event::Timer);
+        }
+        let scheduled = self.services.iter().filter(|(_, s)| s.next_run.is_some_and(|(_, at)| at <= now));
+        for name in scheduled.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
+            self.run_scheduled(&name);
+        }
+    }
+
+    fn run_scheduled(&mut self, name: &Name) {
+        let Some(service) = self.services.get(name) else { return };
+        let due = service.next_run.is_some_and(|(at, _)| at <= Timestamp::now());
+        let event = match service.spec.kind {
+            Kind::Service if service.life.desired == Desired::Up => Some(Event::Restart),
+            Kind::Service => None,
+            // One that still runs is left to it.
+            Kind::Oneshot | Kind::Setup => (!service.life.has_process()).then_some(Event::Start),
+        };
+        self.plan_next_run(name);
+        if let Some(event) = event.filter(|_| due && self.ending.is_none()) {
+            self.turn(name, event);
         }
     }
 
@@ -450,17 +915,22 @@ impl Supervisor {
                 break;
             }
         }
-        let logs = &self.logs;
-        self.services.retain(|name, service| {
-            let gone = service.removed && service.life.state == State::Stopped;
-            if gone {
-                logs.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
-                for metric in ["machinist_service_up", "machinist_service_ready"] {
-                    gauge!(metric, "service" => name.to_string()).set(0.0);
-                }
+        let gone = self.services.iter().filter(|(_, s)| s.removed && s.life.state == State::Stopped);
+        for name in gone.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
+            self.forget(&name);
+        }
+    }
+
+    fn forget(&mut self, name: &Name) {
+        if let Some(service) = self.services.remove(name) {
+            self.logs.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+            if let Some(group) = &service.cgroup {
+                group.remove();
             }
-            !gone
-        });
+            for metric in ["machinist_service_up", "machinist_service_ready"] {
+                gauge!(metric, "service" => name.to_string()).set(0.0);
+            }
+        }
     }
 
     fn unmet_need(&self, name: &Name) -> Option<String> {
@@ -472,7 +942,10 @@ impl Supervisor {
             let shown = needed.life.shown();
             let (met, what) = match condition {
                 Condition::Started => (
-                    matches!(shown, ServiceState::Starting | ServiceState::Ready | ServiceState::Completed),
+                    matches!(
+                        shown,
+                        ServiceState::Starting | ServiceState::Ready | ServiceState::Unready | ServiceState::Completed
+                    ),
                     "to be started",
                 ),
                 Condition::Ready => (shown == ServiceState::Ready, "to be ready"),
@@ -482,7 +955,7 @@ impl Supervisor {
         })
     }
 
-    /// Stops what nothing that still runs depends on; kills what is left at the deadline.
+    /// Stops what nothing that still runs depends on, lower orders first; kills what is left at the deadline.
     fn progress_ending(&mut self) {
         let Some(ending) = &mut self.ending else { return };
         if Instant::now() >= ending.deadline && !ending.killed {
@@ -493,31 +966,56 @@ impl Supervisor {
             }
         }
         loop {
-            let wanted = |service: &&Service| service.life.desired == Desired::Up;
-            let next = self.services.values().filter(wanted).find(|service| {
-                let name = &service.spec.name;
-                !service.life.has_process() || !self.has_running_dependant(name)
+            let mut needed = BTreeSet::new();
+            for service in self.services.values().filter(|service| service.life.has_process()) {
+                needed.extend(service.spec.waits_for(&self.spec).into_iter().map(|need| need.service));
+            }
+            let running = |service: &&Service| service.life.has_process();
+            let free = |service: &&Service| !needed.contains(&service.spec.name);
+            let order = self.services.values().filter(running).filter(free).map(|s| s.spec.stop.order).min();
+            let wanted = self.services.values().filter(|service| service.life.desired == Desired::Up);
+            let next = wanted.filter(|service| {
+                !service.life.has_process() || (free(service) && Some(service.spec.stop.order) == order)
             });
-            let Some(name) = next.map(|service| service.spec.name.clone()) else { break };
-            self.turn(&name, Event::Stop);
-        }
-        if self.services.values().all(|service| !service.life.has_process())
-            && let Some(ending) = &mut self.ending
-        {
-            for done in ending.waiting.drain(..) {
-                let _ = done.send(());
+            let names: Vec<Name> = next.map(|service| service.spec.name.clone()).collect();
+            if names.is_empty() {
+                break;
+            }
+            for name in names {
+                self.turn(&name, Event::Stop);
             }
         }
+        if self.services.values().all(|service| !service.life.has_process())
+            && let Some(waiting) = self.ending.as_mut().map(|ending| std::mem::take(&mut ending.waiting))
+            && !waiting.is_empty()
+        {
+            for service in self.services.values() {
+                if let Some(group) = &service.cgroup {
+                    group.remove();
+                }
+            }
+            self.announce_all();
+            let sinks = self.sinks.clone();
+            // After everything that was written is read.
+            let finish = move || {
+                sinks.flush(LOG_FLUSH);
+                for done in waiting {
+                    let _ = done.send(());
+                }
+            };
+            self.collector.after([(Streams::default(), Box::new(finish) as Box<dyn FnOnce() + Send>)]);
+        }
     }
 
-    fn has_running_dependant(&self, name: &Name) -> bool {
-        self.services.values().any(|other| {
-            other.life.has_process() && other.spec.waits_for(&self.spec).iter().any(|need| need.service == *name)
-        })
-    }
-
+    /// Publishes what has changed: at once, and when much happens every few milliseconds.
     fn publish(&mut self) {
-        let mut services = BTreeMap::new();
+        let now = Instant::now();
+        if now.duration_since(self.published) < PUBLISH_EVERY && self.ending.is_none() {
+            self.publish_at.get_or_insert(self.published + PUBLISH_EVERY);
+            return;
+        }
+        self.publish_at = None;
+        let mut changed = self.services.len() != self.status.get().services.len();
         for (name, service) in &mut self.services {
             let shown = service.life.shown();
             if shown != service.shown {
@@ -528,56 +1026,153 @@ impl Supervisor {
                 let ready = f64::from(u8::from(matches!(shown, ServiceState::Ready | ServiceState::Completed)));
                 gauge!("machinist_service_ready", "service" => name.to_string()).set(ready);
             }
-            let status = ServiceStatus {
-                name: name.clone(),
-                kind: service.spec.kind,
-                desired: service.life.desired,
-                state: shown,
-                since: service.since,
-                pid: service.pid,
-                incarnation: service.incarnation,
-                restarts: service.life.restarts,
-                started: service.started.filter(|_| service.pid.is_some()).map(|(at, _)| at),
-                last_exit: service.last_exit,
-                reason: service.reason.clone(),
-                critical: service.spec.critical,
-            };
-            services.insert(name.clone(), status);
+            if service.differs() {
+                service.status = Arc::new(service.to_status());
+                changed = true;
+            }
         }
-        self.status.set_if_changed(ServicesStatus { services });
+        if changed {
+            self.published = now;
+            let services = self.services.iter().map(|(name, service)| (name.clone(), Arc::clone(&service.status)));
+            self.status.set_if_changed(ServicesStatus { services: services.collect() });
+        }
+    }
+}
+
+impl Service {
+    fn new(spec: ServiceSpec, log: ServiceLog) -> Self {
+        let life = Lifecycle::new();
+        let since = Timestamp::now();
+        let status = ServiceStatus {
+            name: spec.name.clone(),
+            kind: spec.kind,
+            desired: life.desired,
+            state: ServiceState::Stopped,
+            since,
+            pid: None,
+            incarnation: 0,
+            restarts: 0,
+            started: None,
+            last_exit: None,
+            reason: None,
+            critical: spec.critical,
+            says: None,
+            detached: Vec::new(),
+            next_run: None,
+        };
+        Self {
+            spec,
+            life,
+            incarnation: 0,
+            pid: None,
+            lineage: None,
+            streams: Streams::default(),
+            started: None,
+            last_exit: None,
+            awaits_last_words: false,
+            gone_before_words: false,
+            reason: None,
+            says: None,
+            detached: Vec::new(),
+            since,
+            shown: ServiceState::Stopped,
+            probes: BTreeMap::new(),
+            notify: None,
+            drain: None,
+            watch: None,
+            next_run: None,
+            cgroup: None,
+            oom_before: 0,
+            hurry: Hurry::default(),
+            log,
+            status: Arc::new(status),
+            removed: false,
+        }
+    }
+
+    fn probe(&self, kind: ProbeKind) -> Option<&crate::spec::Probe> {
+        match kind {
+            ProbeKind::Startup => self.spec.startup.as_ref(),
+            ProbeKind::Ready => self.spec.ready.as_ref(),
+            ProbeKind::Live => self.spec.live.as_ref(),
+        }
+    }
+
+    fn end_probes(&mut self) {
+        for probe in std::mem::take(&mut self.probes).into_values().chain(self.drain.take()) {
+            probe.abort();
+        }
+    }
+
+    fn end_notify(&mut self) {
+        if let Some(listener) = self.notify.take() {
+            listener.abort();
+        }
+    }
+
+    fn end_watch(&mut self) {
+        if let Some(watch) = self.watch.take() {
+            watch.cancel();
+        }
+    }
+
+    /// Whether what was published last is no longer true.
+    fn differs(&self) -> bool {
+        let status = &self.status;
+        status.state != self.shown
+            || status.since != self.since
+            || status.incarnation != self.incarnation
+            || status.pid != self.pid
+            || status.desired != self.life.desired
+            || status.restarts != self.life.restarts
+            || status.reason != self.reason
+            || status.last_exit != self.last_exit
+            || status.critical != self.spec.critical
+            || status.kind != self.spec.kind
+            || status.says != self.says
+            || status.detached != self.detached
+            || status.next_run != self.next_run.map(|(at, _)| at)
+    }
+
+    fn to_status(&self) -> ServiceStatus {
+        ServiceStatus {
+            name: self.spec.name.clone(),
+            kind: self.spec.kind,
+            desired: self.life.desired,
+            state: self.shown,
+            since: self.since,
+            pid: self.pid,
+            incarnation: self.incarnation,
+            restarts: self.life.restarts,
+            started: self.started.filter(|_| self.pid.is_some()).map(|(at, _)| at),
+            last_exit: self.last_exit,
+            reason: self.reason.clone(),
+            critical: self.spec.critical,
+            says: self.says.clone(),
+            detached: self.detached.clone(),
+            next_run: self.next_run.map(|(at, _)| at),
+        }
     }
 }
 
 /// Asks the log for the line that makes the service ready, before anything of its output is read.
 fn arm_log_probe(service: &mut Service, sender: &Sender<Message>) {
-    let Some(ProbeTarget::Log(pattern)) = service.spec.ready.as_ref().map(|probe| &probe.target) else { return };
-    // The pattern was compiled when the spec was checked.
-    let Ok(pattern) = regex::Regex::new(pattern) else { return };
-    service.reason = Some(format!("waits for a line that matches {:?}", pattern.as_str()));
-    let (sender, name, incarnation) = (sender.clone(), service.spec.name.clone(), service.incarnation);
-    service.log.watch_for(incarnation, pattern, move || {
-        let _ = sender.send(Message::ProbeHeld { name, incarnation });
-    });
-}
-
-fn mark(config: &SupervisorConfig, name: &Name, incarnation: u64) -> String {
-    format!("{}/{}/{name}/{incarnation}", config.machine, config.engine_incarnation)
-}
-
-/// The environment is computed from the spec of now, at every start.
-fn spawn_spec(config: &SupervisorConfig, service: &Service) -> SpawnSpec {
-    let spec = &service.spec;
-    let own = spec.env.iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
-    let base = config.base_env.iter().filter(|(name, _)| !name.to_str().is_some_and(|n| spec.env.contains_key(n)));
-    let named = (OsString::from("MACHINIST_SERVICE"), OsString::from(spec.name.as_str()));
-    let cwd = spec.cwd.as_ref().map_or_else(|| config.default_cwd.clone(), |cwd| config.default_cwd.join(cwd));
-    SpawnSpec {
-        argv: spec.command.clone(),
-        cwd: Some(cwd),
-        env: base.cloned().chain(own).chain([named]).collect(),
-        stdin: Stdin::Null,
-        mark: mark(config, &spec.name, service.incarnation),
+    let probes = [(ProbeKind::Startup, &service.spec.startup), (ProbeKind::Ready, &service.spec.ready)];
+    for (kind, probe) in probes {
+        let Some(ProbeTarget::Log(pattern)) = probe.as_ref().map(|probe| &probe.target) else { continue };
+        // The pattern was compiled when the spec was checked.
+        let Ok(pattern) = regex::bytes::Regex::new(pattern) else { continue };
+        service.reason = Some(format!("waits for a line that matches {:?}", pattern.as_str()));
+        let (sender, name, incarnation) = (sender.clone(), service.spec.name.clone(), service.incarnation);
+        service.log.watch_for(incarnation, pattern, move || {
+            let _ = sender.send(Message::Probed { name, incarnation, kind, verdict: Verdict::Held });
+        });
+        return;
     }
+}
+
+fn directory_of(config: &SupervisorConfig, spec: &ServiceSpec) -> PathBuf {
+    spec.cwd.as_ref().map_or_else(|| config.default_cwd.clone(), |cwd| config.default_cwd.join(cwd))
 }
 
 /// The first port that somebody listens on already. A listener on any address counts: the service could not tell either.

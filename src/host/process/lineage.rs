@@ -1,13 +1,40 @@
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::Serialize;
 
-/// The environment variable that tells whose process it is.
+use super::table::{self, Row};
+use super::tag::Tag;
+
+/// The environment variable that tells people and programs whose process it is.
 pub const MARK: &str = "MACHINIST_MARK";
+
+/// All processes that one spawn has led to, whatever they did to get away: its own process, its descendants, its
+/// session, and orphans that carry its tag or its mark.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lineage {
+    pub pid: u32,
+    pub(super) tag: Tag,
+    pub(super) mark: Arc<str>,
+    /// Programs that may outlive it, by the name that `ps` shows.
+    pub(super) detach: Arc<[String]>,
+}
+
+impl Lineage {
+    pub fn may_detach(&self) -> bool {
+        !self.detach.is_empty()
+    }
+
+    /// Which of `lineages` the process carries the tag of.
+    pub fn of(pid: u32, lineages: &[&Self]) -> Option<usize> {
+        let tag = Tag::of(pid)?;
+        lineages.iter().position(|lineage| lineage.tag == tag)
+    }
+}
 
 /// A process that an earlier life of the engine left behind.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -17,41 +44,75 @@ pub struct Leftover {
     pub command: String,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Stat {
-    parent: u32,
-    session: u32,
-    zombie: bool,
+/// Whether an orphan of this lineage came to the engine. Costs one small read when none did: orphans become children of
+/// the engine's first thread, services of the thread that started them.
+pub(super) fn has_orphans(lineage: &Lineage, managed: &HashSet<u32>) -> bool {
+    let me = std::process::id();
+    let Ok(text) = fs::read_to_string(format!("/proc/self/task/{me}/children")) else {
+        // A kernel without these lists.
+        return !members(lineage, managed).is_empty();
+    };
+    let strangers =
+        text.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).filter(|pid| !managed.contains(pid));
+    strangers.filter_map(table::row).any(|row| !row.zombie && belongs(&row, lineage))
 }
 
-/// Everything alive that belongs to the child `pid`: itself, its descendants, its session, and orphans that carry its mark
-/// or descend from one that does. `managed` are the engine's other children, which are somebody else's.
-pub(super) fn members(pid: u32, mark: &str, managed: &[u32]) -> Vec<u32> {
-    let mut members = BTreeSet::new();
-    let mut open: Vec<u32> = Vec::new();
-    for child in own_children() {
-        let Some(stat) = stat(child).filter(|stat| !stat.zombie) else { continue };
-        let ours = child == pid || (!managed.contains(&child) && (stat.session == pid || has_mark(child, mark)));
-        if ours {
-            open.push(child);
-        }
-    }
-    while let Some(member) = open.pop() {
-        if members.insert(member) {
-            open.extend(children_of(member).into_iter().filter(|child| stat(*child).is_some_and(|stat| !stat.zombie)));
-        }
-    }
-    members.into_iter().collect()
+/// Everything alive of this lineage but what may detach. `managed` are the engine's other children.
+pub(super) fn members(lineage: &Lineage, managed: &HashSet<u32>) -> Vec<u32> {
+    split(lineage, managed).0
 }
 
-/// Ends the processes whose mark begins with `machine` and not with `own`: first asks (SIGTERM), then, after `grace`, kills.
-/// Blocks until they are gone, at most a few seconds longer. Answers whom it met.
-pub fn kill_leftovers(machine: &str, own: &str, grace: Duration) -> Vec<Leftover> {
+/// What is detached of this lineage and lives.
+pub(super) fn detached(lineage: &Lineage, managed: &HashSet<u32>) -> Vec<u32> {
+    split(lineage, managed).1
+}
+
+fn split(lineage: &Lineage, managed: &HashSet<u32>) -> (Vec<u32>, Vec<u32>) {
+    let me = std::process::id();
+    let rows = table::snapshot();
+    let mut children: HashMap<u32, Vec<&Row>> = HashMap::new();
+    for row in rows.iter().filter(|row| !row.zombie) {
+        children.entry(row.parent).or_default().push(row);
+    }
+    let ours = |row: &&&Row| row.pid == lineage.pid || (!managed.contains(&row.pid) && belongs(row, lineage));
+    let mut open: Vec<(&Row, bool)> =
+        children.get(&me).into_iter().flatten().filter(ours).map(|row| (*row, false)).collect();
+    let (mut members, mut detached) = (BTreeSet::new(), BTreeSet::new());
+    while let Some((row, outer)) = open.pop() {
+        let away = outer || (row.pid != lineage.pid && lineage.detach.iter().any(|name| *name == row.name));
+        if members.contains(&row.pid) || detached.contains(&row.pid) {
+            continue;
+        }
+        if away {
+            detached.insert(row.pid)
+        } else {
+            members.insert(row.pid)
+        };
+        open.extend(children.get(&row.pid).into_iter().flatten().map(|child| (*child, away)));
+    }
+    (members.into_iter().collect(), detached.into_iter().collect())
+}
+
+fn belongs(row: &Row, lineage: &Lineage) -> bool {
+    row.session == lineage.pid
+        || Tag::of(row.pid) == Some(lineage.tag)
+        || mark_of(row.pid).as_deref() == Some(&*lineage.mark)
+}
+
+/// Ends the processes of earlier lives of this machine: those whose mark begins with `machine` and not with `own`, or that
+/// carry the tag of such a life. First asks (SIGTERM), then, after `grace`, kills. `detached` says which programs of which
+/// owner may live on. Blocks until the others are gone, at most a few seconds longer. Answers whom it met.
+pub fn kill_leftovers(
+    machine: &str,
+    own: &str,
+    grace: Duration,
+    detached: &dyn Fn(&str) -> Vec<String>,
+) -> Vec<Leftover> {
     let mut met: BTreeMap<u32, Leftover> = BTreeMap::new();
     let begun = Instant::now();
     let mut asked = BTreeSet::new();
     while begun.elapsed() < grace + Duration::from_secs(5) {
-        let leftovers = find_leftovers(machine, own);
+        let leftovers = find_leftovers(machine, own, detached);
         if leftovers.is_empty() {
             break;
         }
@@ -62,71 +123,45 @@ pub fn kill_leftovers(machine: &str, own: &str, grace: Duration) -> Vec<Leftover
                 let _ = kill(pid, Signal::SIGKILL);
             } else if pid.as_raw() > 1 && asked.insert(leftover.pid) {
                 let _ = kill(pid, Signal::SIGTERM);
+                // A stopped process would not hear it.
+                let _ = kill(pid, Signal::SIGCONT);
             }
             met.entry(leftover.pid).or_insert(leftover);
         }
-        std::thread::sleep(Duration::from_millis(10));
+        std::thread::sleep(Duration::from_millis(5));
     }
     met.into_values().collect()
 }
 
-fn find_leftovers(machine: &str, own: &str) -> Vec<Leftover> {
+fn find_leftovers(machine: &str, own: &str, detached: &dyn Fn(&str) -> Vec<String>) -> Vec<Leftover> {
+    let life = Tag::life(own.trim_end_matches('/'));
     let mut found = Vec::new();
-    for pid in all_processes() {
-        let Some(mark) = mark_of(pid).filter(|mark| mark.starts_with(machine) && !mark.starts_with(own)) else {
+    let mut spared = HashSet::new();
+    // Parents have mostly lower numbers than their children, so what hangs below a spared process is met after it.
+    for row in table::snapshot() {
+        if row.pid == std::process::id() || row.zombie {
             continue;
-        };
-        if pid != std::process::id() && stat(pid).is_some_and(|stat| !stat.zombie) {
-            found.push(Leftover { pid, mark, command: command_of(pid) });
         }
+        if spared.contains(&row.parent) {
+            spared.insert(row.pid);
+            continue;
+        }
+        let mark = mark_of(row.pid).filter(|mark| mark.starts_with(machine));
+        let tagged = Tag::of(row.pid).is_some_and(|tag| tag.same_machine(life) && !tag.same_life(life));
+        let mark = match mark {
+            Some(mark) if mark.starts_with(own) => continue,
+            Some(mark) => mark,
+            None if tagged => format!("{machine}?"),
+            None => continue,
+        };
+        let owner = mark.split('/').nth(2).unwrap_or_default();
+        if detached(owner).contains(&row.name) {
+            spared.insert(row.pid);
+            continue;
+        }
+        found.push(Leftover { pid: row.pid, mark, command: table::command(row.pid) });
     }
     found
-}
-
-/// The engine's own children, orphans that came to it included.
-fn own_children() -> Vec<u32> {
-    children_of(std::process::id())
-}
-
-/// The kernel lists children by the thread that made them; a kernel without these lists is asked process by process.
-fn children_of(pid: u32) -> Vec<u32> {
-    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
-    let mut children = Vec::new();
-    for task in tasks.flatten() {
-        match fs::read_to_string(task.path().join("children")) {
-            Ok(text) => children.extend(parse_pids(&text)),
-            Err(_) if task.path().exists() => return children_by_scan(pid),
-            Err(_) => {}
-        }
-    }
-    children
-}
-
-fn children_by_scan(parent: u32) -> Vec<u32> {
-    all_processes().into_iter().filter(|pid| stat(*pid).is_some_and(|stat| stat.parent == parent)).collect()
-}
-
-fn all_processes() -> Vec<u32> {
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-    entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
-}
-
-fn parse_pids(text: &str) -> impl Iterator<Item = u32> {
-    text.split_whitespace().filter_map(|pid| pid.parse().ok())
-}
-
-fn stat(pid: u32) -> Option<Stat> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name stands in parentheses and may hold anything, parentheses too.
-    let mut fields = text.rsplit_once(')')?.1.split_whitespace();
-    let state = fields.next()?;
-    let parent = fields.next()?.parse().ok()?;
-    let session = fields.nth(1)?.parse().ok()?;
-    Some(Stat { parent, session, zombie: matches!(state, "Z" | "X") })
-}
-
-fn has_mark(pid: u32, mark: &str) -> bool {
-    mark_of(pid).is_some_and(|found| found == mark)
 }
 
 fn mark_of(pid: u32) -> Option<String> {
@@ -136,10 +171,4 @@ fn mark_of(pid: u32) -> Option<String> {
         rest.strip_prefix(b"=")
     })?;
     Some(String::from_utf8_lossy(entry).into_owned())
-}
-
-fn command_of(pid: u32) -> String {
-    let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    let text = String::from_utf8_lossy(&bytes).replace('\0', " ");
-    text.trim_end().chars().take(200).collect()
 }

@@ -1,5 +1,6 @@
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -8,14 +9,17 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 
-use super::lineage;
+use super::lineage::{self, Lineage};
 use super::spawn::spawn;
+use super::tag::Tag;
 use super::{Exit, SpawnSpec, Spawned};
 
 type OnExit = Box<dyn FnOnce(Exit) + Send>;
 
 /// Without any child there is nothing to wait on; as PID 1 a stranger's orphan may still arrive.
 const CHILDLESS_LOOK: Duration = Duration::from_secs(5);
+/// Between two looks at what is to go; a reaped process brings the next look forward.
+const LOOK: Duration = Duration::from_millis(5);
 
 /// All child processes of the engine. Clones share one registry and one reaper thread; nothing else in the program waits
 /// for a child.
@@ -28,13 +32,27 @@ struct Shared {
     /// Managed children that are not reaped yet. A pid in here cannot have been reused.
     managed: Mutex<HashMap<u32, OnExit>>,
     spawned: Condvar,
+    /// Something that nobody manages was reaped: an orphan.
+    orphan_reaped: Condvar,
+    life: Tag,
+    spawns: AtomicU64,
 }
 
+/// Why [`Processes::end_lineage`] should no longer be patient.
+pub type Hurry = Arc<AtomicBool>;
+
 impl Processes {
-    /// Makes this process the reaper of its descendants and starts the thread.
-    pub fn start() -> io::Result<Self> {
+    /// Makes this process the reaper of its descendants and starts the thread. `life` is `<machine>/<incarnation>`, with
+    /// which all marks begin.
+    pub fn start(life: &str) -> io::Result<Self> {
         nix::sys::prctl::set_child_subreaper(true)?;
-        let shared = Arc::new(Shared { managed: Mutex::default(), spawned: Condvar::new() });
+        let shared = Arc::new(Shared {
+            managed: Mutex::default(),
+            spawned: Condvar::new(),
+            orphan_reaped: Condvar::new(),
+            life: Tag::life(life),
+            spawns: AtomicU64::new(1),
+        });
         let reaper = Arc::clone(&shared);
         std::thread::Builder::new().name("reaper".to_owned()).spawn(move || reap_forever(&reaper))?;
         Ok(Self { shared })
@@ -43,13 +61,16 @@ impl Processes {
     /// Starts a process. `on_exit` is called once on the reaper's thread after the process was reaped; it must do no more
     /// than send a message.
     pub fn spawn(&self, spec: &SpawnSpec, on_exit: impl FnOnce(Exit) + Send + 'static) -> io::Result<Spawned> {
-        // Held over both, so that the reaper cannot meet a pid that is not entered yet.
+        let tag = self.shared.life.spawn(self.shared.spawns.fetch_add(1, Ordering::Relaxed));
+        // Held over both, so that the reaper cannot meet a pid that is not entered yet, and no two spawns share a tag.
         let mut managed = self.shared.lock();
-        let spawned = spawn(spec)?;
-        managed.insert(spawned.pid, Box::new(on_exit));
+        let (pid, pipes) = tag.while_spawning(|| spawn(spec))?;
+        managed.insert(pid, Box::new(on_exit));
         drop(managed);
         self.shared.spawned.notify_one();
-        Ok(spawned)
+        let (mark, detach) = (spec.mark.as_str().into(), Arc::clone(&spec.detach));
+        let lineage = Lineage { pid, tag, mark, detach };
+        Ok(Spawned { pid, lineage, stdin: pipes.stdin, stdout: pipes.stdout, stderr: pipes.stderr })
     }
 
     /// Signals the process group of a managed child; nothing once the child has been reaped.
@@ -65,34 +86,63 @@ impl Processes {
         }
     }
 
-    /// Whether anything is left of the process `pid` with this mark: itself, its descendants, or what it left behind.
-    pub fn lineage_is_alive(&self, pid: u32, mark: &str) -> bool {
-        !self.lineage(pid, mark).is_empty()
+    /// Whether a process that has been reaped left others behind.
+    pub fn left_orphans(&self, lineage: &Lineage) -> bool {
+        lineage::has_orphans(lineage, &self.managed())
     }
 
-    /// Kills everything that is left of the process `pid` with this mark, again and again until nothing is. Blocks; gives
-    /// up after `patience`, for what the kernel itself cannot end. Answers how many were killed.
-    pub fn kill_lineage(&self, pid: u32, mark: &str, patience: Duration) -> usize {
-        let deadline = Instant::now() + patience;
-        let mut killed = std::collections::BTreeSet::new();
+    /// All that lives of it, its detached programs aside.
+    pub fn members(&self, lineage: &Lineage) -> Vec<u32> {
+        lineage::members(lineage, &self.managed())
+    }
+
+    /// What of it detached and lives.
+    pub fn detached(&self, lineage: &Lineage) -> Vec<u32> {
+        lineage::detached(lineage, &self.managed())
+    }
+
+    /// The pids of all managed children.
+    pub fn managed(&self) -> HashSet<u32> {
+        self.shared.lock().keys().copied().collect()
+    }
+
+    /// Kills everything that is left of it, again and again until nothing is. Blocks; gives up after `patience`, for what
+    /// the kernel itself cannot end. Answers how many were killed.
+    pub fn kill_lineage(&self, lineage: &Lineage, patience: Duration) -> usize {
+        self.end_lineage(lineage, Signal::SIGKILL, Instant::now(), &Hurry::default(), patience)
+    }
+
+    /// Asks everything that is left of it to end, with `signal`; at `kill_at`, or as soon as `hurry` is set, kills it. Blocks
+    /// until nothing is left, at most `patience` longer. Answers how many it met.
+    pub fn end_lineage(
+        &self,
+        lineage: &Lineage,
+        signal: Signal,
+        kill_at: Instant,
+        hurry: &Hurry,
+        patience: Duration,
+    ) -> usize {
+        let mut met = HashSet::new();
+        let mut give_up = None;
         loop {
-            let members = self.lineage(pid, mark);
-            if members.is_empty() || Instant::now() >= deadline {
-                return killed.len();
+            let members = self.members(lineage);
+            let now = Instant::now();
+            let hard = signal == Signal::SIGKILL || now >= kill_at || hurry.load(Ordering::Relaxed);
+            if hard {
+                give_up.get_or_insert(now + patience);
+            }
+            if members.is_empty() || give_up.is_some_and(|at| now >= at) {
+                return met.len();
             }
             for member in members {
-                killed.insert(member);
-                if let Some(member) = to_pid(member) {
-                    let _ = kill(member, Signal::SIGKILL);
+                let new = met.insert(member);
+                if let Some(pid) = to_pid(member).filter(|_| new || hard) {
+                    let _ = kill(pid, if hard { Signal::SIGKILL } else { signal });
                 }
             }
-            std::thread::sleep(Duration::from_millis(1));
+            let managed = self.shared.lock();
+            drop(self.shared.orphan_reaped.wait_timeout(managed, LOOK));
         }
-    }
-
-    fn lineage(&self, pid: u32, mark: &str) -> Vec<u32> {
-        let managed: Vec<u32> = self.shared.lock().keys().copied().collect();
-        lineage::members(pid, mark, &managed)
     }
 }
 
@@ -128,8 +178,9 @@ fn reap(shared: &Shared, status: WaitStatus) {
     let _ = waitpid(pid, Some(WaitPidFlag::WNOHANG));
     let on_exit = u32::try_from(pid.as_raw()).ok().and_then(|pid| managed.remove(&pid));
     drop(managed);
-    if let Some(on_exit) = on_exit {
-        on_exit(exit);
+    match on_exit {
+        Some(on_exit) => on_exit(exit),
+        None => shared.orphan_reaped.notify_all(),
     }
 }
 

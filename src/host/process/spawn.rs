@@ -11,10 +11,13 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::unistd::{AccessFlags, access, pipe2};
 
-use super::MARK;
+use std::sync::Arc;
+
+use super::exec::{self, ExecSetup};
+use super::{Lineage, MARK};
 
 /// What to start.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct SpawnSpec {
     /// The program and its arguments; a program without `/` is looked up in the `PATH` of `env`.
     pub argv: Vec<String>,
@@ -24,10 +27,15 @@ pub struct SpawnSpec {
     pub stdin: Stdin,
     /// Tells whose process this is: `<machine>/<engine incarnation>/<owner>/<n>`.
     pub mark: String,
+    /// Programs that may outlive it, by the name that `ps` shows.
+    pub detach: Arc<[String]>,
+    /// What has to happen in the process before the program runs; costs an exec more.
+    pub setup: Option<ExecSetup>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Stdin {
+    #[default]
     Null,
     Pipe,
 }
@@ -36,6 +44,14 @@ pub enum Stdin {
 #[derive(Debug)]
 pub struct Spawned {
     pub pid: u32,
+    pub lineage: Lineage,
+    pub stdin: Option<OwnedFd>,
+    pub stdout: OwnedFd,
+    pub stderr: OwnedFd,
+}
+
+/// The engine's ends.
+pub(super) struct Pipes {
     pub stdin: Option<OwnedFd>,
     pub stdout: OwnedFd,
     pub stderr: OwnedFd,
@@ -57,15 +73,20 @@ pub fn find_program(program: &str, cwd: Option<&Path>, path: Option<&OsStr>) -> 
 ///
 /// `posix_spawn` and not fork: the cost of a fork grows with the engine's memory, and a forked child of a program with
 /// threads may only do what is safe in a signal handler.
-pub(super) fn spawn(spec: &SpawnSpec) -> io::Result<Spawned> {
+pub(super) fn spawn(spec: &SpawnSpec) -> io::Result<(u32, Pipes)> {
     let path = spec.env.iter().find(|(name, _)| name == "PATH").map(|(_, value)| value.as_os_str());
     let program = spec.argv.first().map_or("", String::as_str);
     let Some(program) = find_program(program, spec.cwd.as_deref(), path) else {
         return Err(Errno::ENOENT.into());
     };
-    let program = c_string(program.as_os_str())?;
-    let argv = spec.argv.iter().map(|arg| c_string(OsStr::new(arg))).collect::<io::Result<Vec<_>>>()?;
-    let env = environment(spec)?;
+    let mut argv = spec.argv.iter().map(|arg| c_string(OsStr::new(arg))).collect::<io::Result<Vec<_>>>()?;
+    let mut env = environment(spec)?;
+    let mut program = c_string(program.as_os_str())?;
+    if let Some(setup) = &spec.setup {
+        env.push(exec::to_environment(setup, &program)?);
+        program = c_string(OsStr::new("/proc/self/exe"))?;
+        argv.insert(0, c_string(OsStr::new(exec::EXEC_NAME))?);
+    }
     let cwd = spec.cwd.as_ref().map(|cwd| c_string(cwd.as_os_str())).transpose()?;
 
     let (stdout, child_stdout) = pipe2(OFlag::O_CLOEXEC)?;
@@ -104,7 +125,7 @@ pub(super) fn spawn(spec: &SpawnSpec) -> io::Result<Spawned> {
     };
     check(result)?;
     let pid = u32::try_from(pid).map_err(|_| io::Error::other("posix_spawn gave no process id"))?;
-    Ok(Spawned { pid, stdin: stdin.map(|(_, ours)| ours), stdout, stderr })
+    Ok((pid, Pipes { stdin: stdin.map(|(_, ours)| ours), stdout, stderr }))
 }
 
 fn environment(spec: &SpawnSpec) -> io::Result<Vec<CString>> {

@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 
 use super::fs::inside;
 use crate::base::{ByteSize, Seconds};
-use crate::host::process::{Exit, Processes, SpawnSpec, Stdin};
+use crate::host::process::{Exit, Lineage, Processes, SpawnSpec, Stdin};
 use crate::script::call::{Call, ScriptResult, error, terminated};
 use crate::script::program::basic_environment;
 
@@ -84,6 +84,7 @@ fn run(call: &Call, options: Options) -> ScriptResult<Map> {
         env: inherited.chain(own).collect(),
         stdin: if options.stdin.is_some() { Stdin::Pipe } else { Stdin::Null },
         mark: format!("{}/script/{}", config.mark_prefix, uuid::Uuid::new_v4()),
+        ..SpawnSpec::default()
     };
     let begun = Instant::now();
     let own_deadline = options.timeout.map(|timeout| begun + timeout.get());
@@ -106,7 +107,7 @@ fn run(call: &Call, options: Options) -> ScriptResult<Map> {
     if let (Some(fd), Some(text)) = (spawned.stdin, options.stdin) {
         call.deps.runtime.spawn(feed(fd, text));
     }
-    let killer = Killer { processes: config.processes.clone(), pid: spawned.pid, mark: spec.mark };
+    let killer = Killer { processes: config.processes.clone(), lineage: spawned.lineage };
     let outcome = call.wait(async {
         match own_deadline {
             Some(deadline) => tokio::time::timeout_at(deadline.into(), exit).await.ok(),
@@ -153,15 +154,14 @@ fn run(call: &Call, options: Options) -> ScriptResult<Map> {
 /// Ends the process and all it started, whichever way the call is left.
 struct Killer {
     processes: Processes,
-    pid: u32,
-    mark: String,
+    lineage: Lineage,
 }
 
 impl Drop for Killer {
     fn drop(&mut self) {
-        if self.processes.lineage_is_alive(self.pid, &self.mark) {
-            self.processes.signal_group(self.pid, Signal::SIGKILL);
-            self.processes.kill_lineage(self.pid, &self.mark, KILL_PATIENCE);
+        self.processes.signal_group(self.lineage.pid, Signal::SIGKILL);
+        if self.processes.left_orphans(&self.lineage) || !self.processes.members(&self.lineage).is_empty() {
+            self.processes.kill_lineage(&self.lineage, KILL_PATIENCE);
         }
     }
 }

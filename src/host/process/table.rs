@@ -1,0 +1,79 @@
+use std::fs;
+
+/// One process of `/proc`.
+#[derive(Clone, Debug)]
+pub struct Row {
+    pub pid: u32,
+    pub name: String,
+    pub parent: u32,
+    pub session: u32,
+    pub zombie: bool,
+    pub user_ticks: u64,
+    pub system_ticks: u64,
+    pub threads: u32,
+    /// When it began, in ticks since boot: tells two processes with one number apart.
+    pub begun_ticks: u64,
+    pub resident_pages: u64,
+}
+
+/// Every process there is, in the order of their numbers.
+pub fn snapshot() -> Vec<Row> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let mut pids: Vec<u32> = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    pids.sort_unstable();
+    pids.into_iter().filter_map(row).collect()
+}
+
+pub fn row(pid: u32) -> Option<Row> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    parse(pid, &text)
+}
+
+fn parse(pid: u32, text: &str) -> Option<Row> {
+    // The name stands in parentheses and may hold anything, parentheses too.
+    let (head, rest) = text.rsplit_once(')')?;
+    let name = head.split_once('(')?.1.to_owned();
+    // Numbered as in proc(5), where the state is the third.
+    let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
+    let field = |number: usize| fields.get(number - 3).copied();
+    let number = |index: usize| field(index).and_then(|text| text.parse::<u64>().ok());
+    let small = |index: usize| number(index).and_then(|value| u32::try_from(value).ok());
+    Some(Row {
+        pid,
+        name,
+        parent: small(4)?,
+        session: small(6)?,
+        zombie: matches!(field(3)?, "Z" | "X"),
+        user_ticks: number(14)?,
+        system_ticks: number(15)?,
+        threads: small(20)?,
+        begun_ticks: number(22)?,
+        resident_pages: number(24)?,
+    })
+}
+
+/// What `ps` shows of its arguments, cut short.
+pub fn command(pid: u32) -> String {
+    let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes).replace('\0', " ");
+    text.trim_end().chars().take(200).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn names_may_hold_anything() {
+        let text = "7 (a) b (c)) S 1 7 7 0 -1 4194560 1 2 3 4 11 12 0 0 20 0 3 0 555 1000 42 0";
+        let row = super::parse(7, text).unwrap();
+        assert_eq!((row.name.as_str(), row.parent, row.session, row.zombie), ("a) b (c)", 1, 7, false));
+        assert_eq!((row.user_ticks, row.system_ticks, row.threads, row.begun_ticks), (11, 12, 3, 555));
+        assert_eq!(row.resident_pages, 42);
+        assert!(super::parse(7, "7 (x").is_none());
+    }
+
+    #[test]
+    fn this_process_is_there() {
+        let me = std::process::id();
+        assert!(super::snapshot().iter().any(|row| row.pid == me && !row.zombie));
+    }
+}
