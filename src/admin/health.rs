@@ -1,46 +1,21 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
 
 use super::server::AdminDeps;
-use super::status::{MachineState, MachineStatus};
+use super::status::{Control, MachineState, MachineStatus};
 use crate::supervisor::{Desired, ServiceState};
 use crate::worker::WorkerState;
 
-/// The engine's loop turns at least every second; one that has not for so long hangs.
-const LOOP_HANGS: Duration = Duration::from_secs(10);
-
-/// When the engine's loop turned last.
-#[derive(Clone, Debug)]
-pub struct Heartbeat {
-    begun: Instant,
-    last_ms: Arc<AtomicU64>,
-}
-
-impl Default for Heartbeat {
-    fn default() -> Self {
-        Self { begun: Instant::now(), last_ms: Arc::default() }
-    }
-}
-
-impl Heartbeat {
-    pub fn beat(&self) {
-        let now = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.last_ms.store(now, Ordering::Relaxed);
-    }
-
-    fn age(&self) -> Duration {
-        self.begun.elapsed().saturating_sub(Duration::from_millis(self.last_ms.load(Ordering::Relaxed)))
-    }
-}
+/// A loop that does not answer for so long hangs.
+const LOOP_HANGS: Duration = Duration::from_secs(5);
 
 /// `/health`: one boolean, and what it is made of.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -76,12 +51,14 @@ pub fn health_of(status: &MachineStatus) -> Health {
     for (name, worker) in &status.workers {
         check(format!("worker:{name}"), worker.state == WorkerState::Active, worker.reason.clone());
     }
-    let lost = status.state == MachineState::ConnectionLoss;
+    let lost = matches!(status.state, MachineState::ConnectionLoss | MachineState::Reconnecting);
     check("queue".to_owned(), !lost, status.reason.clone());
+    let short = matches!(status.state, MachineState::ResourceExhausted | MachineState::ResourceRecovery);
+    check("resources".to_owned(), !short, status.reason.clone());
     let grade = match status.state {
         MachineState::Healthy => "pass",
-        MachineState::ServiceFailure | MachineState::ConnectionLoss => "warn",
-        _ => "fail",
+        MachineState::Starting | MachineState::Draining | MachineState::Failed | MachineState::Stopped => "fail",
+        _ => "warn",
     };
     Health {
         healthy: status.state == MachineState::Healthy,
@@ -94,13 +71,17 @@ pub fn health_of(status: &MachineStatus) -> Health {
 
 /// Only the engine's own loop: a restart must not be the answer to a slow service or a lost queue.
 pub(super) async fn livez(State(deps): State<AdminDeps>) -> Response {
-    let age = deps.heartbeat.age();
-    if age < LOOP_HANGS {
-        "ok\n".into_response()
-    } else {
-        let text = format!("the engine's loop has not turned for {} s\n", age.as_secs());
-        (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
+    let (reply, answer) = oneshot::channel();
+    let asked = async {
+        // A machine past its end has no loop any more, and is not alive.
+        deps.control.send(Control::Ping(reply)).await.ok()?;
+        answer.await.ok()
+    };
+    if let Ok(Some(())) = tokio::time::timeout(LOOP_HANGS, asked).await {
+        return "ok\n".into_response();
     }
+    let text = format!("the engine's loop has not answered for {} s\n", LOOP_HANGS.as_secs());
+    (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
 }
 
 /// Whether the machine takes work: started, not draining, all that should be up is.

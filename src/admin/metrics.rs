@@ -1,4 +1,6 @@
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::State;
@@ -7,6 +9,13 @@ use axum::response::IntoResponse;
 
 use super::server::AdminDeps;
 use super::status::MachineState;
+use crate::base::Name;
+use crate::host::Usage;
+use crate::supervisor::ServiceStatus;
+
+/// The time a scrape may spend on finding out shares of memory, which costs the kernel a walk over each process's pages;
+/// what is left out keeps its last value and comes first the next time.
+const PSS_BUDGET: Duration = Duration::from_millis(2);
 
 /// Everything counted, then what is read at the scrape: the machine's state and the engine's own process.
 pub(super) async fn render(State(deps): State<AdminDeps>) -> impl IntoResponse {
@@ -20,8 +29,42 @@ pub(super) async fn render(State(deps): State<AdminDeps>) -> impl IntoResponse {
     for state in MachineState::ALL {
         let _ = writeln!(text, "machinist_machine_state{{state=\"{state}\"}} {}", u8::from(status.state == state));
     }
+    services(&mut text, &deps, &status.services).await;
     process(&mut text);
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
+}
+
+/// What the services' process trees use now: one pass over `/proc`, off the async workers.
+async fn services(text: &mut String, deps: &AdminDeps, services: &BTreeMap<Name, Arc<ServiceStatus>>) {
+    let supervisor = deps.supervisor.clone();
+    let Ok(usages) = tokio::task::spawn_blocking(move || supervisor.usage(PSS_BUDGET)).await else { return };
+    type Read = fn(&Usage) -> f64;
+    #[expect(clippy::cast_precision_loss, reason = "a sample is a double")]
+    let families: [(&str, &str, &str, Read); 7] = [
+        ("cpu_seconds_total", "counter", "CPU time of the service's process tree.", |usage| usage.cpu_seconds),
+        ("memory_bytes", "gauge", "Memory of the tree, shared pages divided (PSS).", |usage| usage.memory_bytes as f64),
+        ("processes", "gauge", "Processes of the tree.", |usage| f64::from(usage.processes)),
+        ("threads", "gauge", "Threads of the tree.", |usage| f64::from(usage.threads)),
+        ("open_fds", "gauge", "Open file descriptors of the tree.", |usage| usage.open_files as f64),
+        ("read_bytes_total", "counter", "Read from storage by the tree.", |usage| usage.read_bytes as f64),
+        ("written_bytes_total", "counter", "Written to storage by the tree.", |usage| usage.written_bytes as f64),
+    ];
+    for (name, kind, help, read) in families {
+        let name = format!("machinist_service_{name}");
+        family(text, &name, kind, help);
+        for (service, usage) in &usages {
+            let _ = writeln!(text, "{name}{{service=\"{service}\"}} {}", read(usage));
+        }
+    }
+    let name = "machinist_service_start_time_seconds";
+    family(text, name, "gauge", "When the service's process started, since the epoch.");
+    for (service, status) in services {
+        if let Some(started) = status.started {
+            #[expect(clippy::cast_precision_loss, reason = "a sample is a double")]
+            let seconds = started.as_millis() as f64 / 1000.0;
+            let _ = writeln!(text, "{name}{{service=\"{service}\"}} {seconds}");
+        }
+    }
 }
 
 fn family(text: &mut String, name: &str, kind: &str, help: &str) {

@@ -10,7 +10,7 @@ mod server;
 mod services;
 mod status;
 
-pub use health::{Check, Health, Heartbeat, health_of};
+pub use health::{Check, Health, health_of};
 pub use server::{AdminDeps, serve};
 pub use status::{
     Control, ControlReply, GenerationStatus, MachineIdentity, MachineState, MachineStatus, Rejection, StartupStep,

@@ -12,7 +12,6 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::error::ApiError;
-use super::health::Heartbeat;
 use super::status::{Control, ControlReply, MachineStatus};
 use super::{auth, events, health, jobs, metrics, services};
 use crate::queue::Broker;
@@ -29,7 +28,6 @@ pub struct AdminDeps {
     pub supervisor: SupervisorHandle,
     pub control: mpsc::Sender<Control>,
     pub metrics: PrometheusHandle,
-    pub heartbeat: Heartbeat,
     pub token: Option<Secret>,
     /// The address listened on can be reached from this host only.
     pub loopback: bool,

@@ -1,4 +1,6 @@
+use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
@@ -48,10 +50,25 @@ impl LogQuery {
 }
 
 const MAX_TAIL: usize = 10_000;
+/// The time one look may spend on finding out shares of memory.
+const USAGE_BUDGET: Duration = Duration::from_millis(100);
 
-pub(super) async fn list(State(deps): State<AdminDeps>) -> Json<Value> {
+/// All services; with `?usage` what their processes use now as well.
+pub(super) async fn list(State(deps): State<AdminDeps>, Query(query): Query<BTreeMap<String, String>>) -> Json<Value> {
     let status = deps.supervisor.status();
-    Json(json!({ "services": status.services.values().collect::<Vec<_>>() }))
+    if !query.contains_key("usage") {
+        return Json(json!({ "services": status.services.values().collect::<Vec<_>>() }));
+    }
+    let supervisor = deps.supervisor.clone();
+    let usage = tokio::task::spawn_blocking(move || supervisor.usage(USAGE_BUDGET)).await.unwrap_or_default();
+    let with_usage = |service: &Arc<ServiceStatus>| {
+        let mut value = serde_json::to_value(service).unwrap_or_default();
+        if let (Some(map), Some(usage)) = (value.as_object_mut(), usage.get(&service.name)) {
+            map.insert("usage".to_owned(), json!(usage));
+        }
+        value
+    };
+    Json(json!({ "services": status.services.values().map(with_usage).collect::<Vec<_>>() }))
 }
 
 pub(super) async fn one(

@@ -55,19 +55,31 @@ pub enum MachineState {
     Healthy,
     /// A service is down and being brought back, or was given up without being critical.
     ServiceFailure,
+    /// A service that was down is starting again.
+    Restarting,
     /// The queue cannot be reached.
     ConnectionLoss,
+    /// The queue cannot be reached, and was tried again.
+    Reconnecting,
+    /// Memory, disk, file descriptors or GPU memory are short; no jobs are claimed.
+    ResourceExhausted,
+    /// The script's `recover` hook works on it.
+    ResourceRecovery,
     Draining,
     Failed,
     Stopped,
 }
 
 impl MachineState {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 11] = [
         Self::Starting,
         Self::Healthy,
         Self::ServiceFailure,
+        Self::Restarting,
         Self::ConnectionLoss,
+        Self::Reconnecting,
+        Self::ResourceExhausted,
+        Self::ResourceRecovery,
         Self::Draining,
         Self::Failed,
         Self::Stopped,
@@ -78,7 +90,11 @@ impl MachineState {
             Self::Starting => "starting",
             Self::Healthy => "healthy",
             Self::ServiceFailure => "service_failure",
+            Self::Restarting => "restarting",
             Self::ConnectionLoss => "connection_loss",
+            Self::Reconnecting => "reconnecting",
+            Self::ResourceExhausted => "resource_exhausted",
+            Self::ResourceRecovery => "resource_recovery",
             Self::Draining => "draining",
             Self::Failed => "failed",
             Self::Stopped => "stopped",
@@ -137,6 +153,8 @@ pub struct Rejection {
 pub enum Control {
     /// Read the machine's files again now.
     Reload(oneshot::Sender<ControlReply>),
+    /// Only answer, as a loop that turns does.
+    Ping(oneshot::Sender<()>),
     /// Drain and exit.
     Drain(oneshot::Sender<ControlReply>),
 }

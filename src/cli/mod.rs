@@ -10,6 +10,7 @@ mod machine;
 mod output;
 mod run;
 mod services;
+mod step;
 
 use std::process::ExitCode;
 
@@ -70,6 +71,8 @@ enum Command {
     Drain,
     /// Serve a directory over HTTP.
     FileServer(file_server::FileServerArgs),
+    #[command(hide = true)]
+    Step(step::StepArgs),
 }
 
 /// Parses the command line and runs what it asks for.
@@ -108,6 +111,7 @@ fn execute(cli: Cli) -> Result<ExitCode, CliError> {
             Command::Reload => machine::post(&global, "/reload").await,
             Command::Drain => machine::post(&global, "/drain").await,
             Command::FileServer(args) => file_server::execute(args).await,
+            Command::Step(args) => step::execute(args).await,
         }
     });
     // Threads of scripts that hang do not keep the process.

@@ -6,6 +6,7 @@ use serde_json::Value;
 use super::client::{Client, segment};
 use super::output::{self, ago, text};
 use super::{CliError, Global, machine};
+use crate::base::ByteSize;
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct ServicesArgs {
@@ -16,7 +17,11 @@ pub(crate) struct ServicesArgs {
 #[derive(Clone, Debug, Subcommand)]
 enum Verb {
     /// List all services (the default).
-    List,
+    List {
+        /// With the CPU time, memory, processes and open files of each.
+        #[arg(short, long)]
+        usage: bool,
+    },
     /// Start a service.
     Start { name: String },
     /// Stop a service.
@@ -35,14 +40,26 @@ pub(crate) struct LogsArgs {
     /// How many of the newest lines.
     #[arg(short = 'n', long, default_value_t = 100)]
     tail: usize,
+    /// Only what was written to `stdout` or `stderr`.
+    #[arg(long, value_parser = ["stdout", "stderr"])]
+    stream: Option<String>,
+    /// Only lines that match this regular expression.
+    #[arg(long, value_name = "PATTERN")]
+    grep: Option<String>,
+    /// Only lines not older than this, e.g. 10m or 2026-01-31T12:00:00Z.
+    #[arg(long, value_name = "TIME")]
+    since: Option<String>,
 }
 
 pub(super) async fn execute(args: ServicesArgs, global: &Global) -> Result<ExitCode, CliError> {
     let (name, verb) = match args.verb {
-        None | Some(Verb::List) => {
-            let answer = Client::new(global)?.get("/services").await?;
+        verb @ (None | Some(Verb::List { .. })) => {
+            let usage = matches!(verb, Some(Verb::List { usage: true }));
+            let answer = Client::new(global)?.get(if usage { "/services?usage" } else { "/services" }).await?;
             if global.json {
                 output::json(&answer);
+            } else if usage {
+                usage_table(&answer["services"]);
             } else {
                 table(&answer["services"]);
             }
@@ -66,6 +83,28 @@ pub(super) fn table(services: &Value) {
     output::table(&["SERVICE", "KIND", "STATE", "PID", "RESTARTS", "SINCE", "REASON"], &rows);
 }
 
+fn usage_table(services: &Value) {
+    let row = |service: &Value| {
+        let usage = &service["usage"];
+        let bytes = usage["memory_bytes"].as_u64().map_or_else(String::new, |bytes| ByteSize(bytes).to_string());
+        let cpu = usage["cpu_seconds"].as_f64().map_or_else(String::new, |seconds| format!("{seconds:.1} s"));
+        let count = |key| text(usage, key);
+        vec![
+            text(service, "name"),
+            text(service, "state"),
+            cpu,
+            bytes,
+            count("processes"),
+            count("threads"),
+            count("open_files"),
+            text(service, "restarts"),
+            ago(service, "started"),
+        ]
+    };
+    let rows: Vec<Vec<String>> = services.as_array().into_iter().flatten().map(row).collect();
+    output::table(&["SERVICE", "STATE", "CPU", "MEMORY", "PROCESSES", "THREADS", "FILES", "RESTARTS", "UP"], &rows);
+}
+
 fn row(service: &Value) -> Vec<String> {
     vec![
         text(service, "name"),
@@ -87,10 +126,15 @@ pub(super) async fn logs(args: LogsArgs, global: &Global) -> Result<ExitCode, Cl
             output::line(&format!("{} {} | {}", text(line, "at"), text(line, "service"), text(line, "text")));
         }
     };
-    let path = match &args.name {
+    let mut path = match &args.name {
         Some(name) => format!("/services/{}/logs?tail={}", segment(name), args.tail),
         None => format!("/logs?tail={}", args.tail),
     };
+    for (key, value) in [("stream", &args.stream), ("grep", &args.grep), ("since", &args.since)] {
+        if let Some(value) = value {
+            path += &format!("&{key}={}", segment(value));
+        }
+    }
     if args.follow {
         client
             .follow(&path, None, |_, line| {

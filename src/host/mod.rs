@@ -2,7 +2,9 @@
 
 mod cgroup;
 mod gpu;
+mod pressure;
 pub mod process;
+pub mod provision;
 mod signals;
 mod state_dir;
 mod system;
@@ -11,6 +13,7 @@ mod watch;
 
 pub use cgroup::{Cgroup, CgroupLimits, Cgroups, oom_kills};
 pub use gpu::{Gpu, gpus};
+pub use pressure::{Level, Resource, levels};
 pub use signals::{HostSignal, listen};
 pub use state_dir::{Identity, StateDir, StateDirError};
 pub use system::{Resources, host_name, resources};

@@ -11,7 +11,7 @@ use super::process::{Lineage, Row, snapshot};
 pub struct Usage {
     pub processes: u32,
     pub threads: u32,
-    /// User and system time of the processes that live now.
+    /// User and system time of the processes that live now and of children they have waited for.
     pub cpu_seconds: f64,
     /// Memory with shared pages divided among those that share them (PSS), where the kernel tells and time allows;
     /// resident memory else.
@@ -71,7 +71,7 @@ impl Meter {
             usage.processes += 1;
             usage.threads += row.threads;
             #[expect(clippy::cast_precision_loss, reason = "a gauge is a double")]
-            let ticks = (row.user_ticks + row.system_ticks) as f64;
+            let ticks = row.cpu_ticks as f64;
             usage.cpu_seconds += ticks / TICKS;
             let (read, written) = io_bytes(row.pid);
             usage.read_bytes += read;

@@ -15,9 +15,11 @@ use super::generation::{BuildInputs, Generation, build};
 use super::handle::{Limits, Machine};
 use super::perform::{Performer, call_on_event};
 use super::publish::Publisher;
+use super::resources;
+use super::service_hooks::ScriptHooks;
 use super::startup::Timeline;
 use super::workers::Workers;
-use crate::admin::{AdminDeps, Control, Heartbeat, MachineIdentity, serve};
+use crate::admin::{AdminDeps, Control, MachineIdentity, serve};
 use crate::base::{Problems, Timestamp};
 use crate::host::process::{Processes, kill_leftovers};
 use crate::host::{self, FileWatcher, HostSignal, Identity, StateDir, StateDirError};
@@ -30,8 +32,6 @@ use crate::telemetry::{EventLog, metrics};
 
 /// Events kept for readers that come late.
 const EVENTS_KEPT: usize = 10_000;
-/// The loop turns at least so often, which `/livez` watches.
-const LONGEST_TURN: Duration = Duration::from_secs(1);
 /// What leftovers of an earlier life get to end by themselves.
 const LEFTOVER_GRACE: Duration = Duration::from_secs(3);
 
@@ -81,7 +81,6 @@ pub async fn run(dir: &Path, settings: Settings, overrides: Overrides) -> Result
     .map_err(|cause| MachineError::System { what: "the supervisor", cause })?;
 
     let publisher = Publisher::new(machine_identity(&settings, &identity, hardware), timeline.clone());
-    let heartbeat = Heartbeat::default();
     let (control, controls) = mpsc::channel(16);
     let shutdown = CancellationToken::new();
     let address = settings.http.listen;
@@ -95,7 +94,6 @@ pub async fn run(dir: &Path, settings: Settings, overrides: Overrides) -> Result
         supervisor: supervisor.clone(),
         control,
         metrics: metrics.clone(),
-        heartbeat: heartbeat.clone(),
         token: settings.http.token.clone(),
         loopback: bound.ip().is_loopback(),
         shutdown: shutdown.clone(),
@@ -166,12 +164,21 @@ pub async fn run(dir: &Path, settings: Settings, overrides: Overrides) -> Result
     };
     tracker.spawn(call_on_event(events.clone(), program_receiver, stop.clone()));
     tracker.spawn(watch_services(supervisor.clone(), sender.clone(), stop.clone()));
+    let resources =
+        resources::watch(settings.resources.clone(), settings.state_dir.clone(), sender.clone(), stop.clone());
+    tracker.spawn(resources);
+    supervisor.set_hooks(Arc::new(ScriptHooks { program: performer.program.subscribe() }));
     let (stats, stats_receiver) = watch::channel(None);
     tracker.spawn(keep_queue(broker, sender.clone(), stats, metrics, stop.clone()));
     start_up(&mut performer, &generation, &tracker);
 
-    let limits = Limits { connect_timeout: settings.queue.connect_timeout.get(), grace: settings.shutdown.grace.get() };
-    let inputs = LoopInputs { receiver, signals, controls, stats: stats_receiver, heartbeat };
+    let give_up_after = Some(settings.resources.give_up_after.get()).filter(|limit| !limit.is_zero());
+    let limits = Limits {
+        connect_timeout: settings.queue.connect_timeout.get(),
+        grace: settings.shutdown.grace.get(),
+        give_up_after,
+    };
+    let inputs = LoopInputs { receiver, signals, controls, stats: stats_receiver };
     let exit_code = event_loop(Machine::new(limits), &mut performer, inputs).await;
 
     stop.cancel();
@@ -189,7 +196,6 @@ struct LoopInputs {
     signals: mpsc::Receiver<HostSignal>,
     controls: mpsc::Receiver<Control>,
     stats: watch::Receiver<Option<crate::queue::QueueStats>>,
-    heartbeat: Heartbeat,
 }
 
 /// Makes events, lets `handle` decide, performs.
@@ -197,12 +203,16 @@ async fn event_loop(mut machine: Machine, performer: &mut Performer, mut inputs:
     loop {
         performer.queue.clone_from(&inputs.stats.borrow());
         performer.publish(&machine);
-        inputs.heartbeat.beat();
         if let Some(code) = performer.exit_code {
             return code;
         }
-        let turn = Instant::now() + LONGEST_TURN;
-        let deadline = machine.next_deadline().map_or(turn, |deadline| deadline.min(turn));
+        let deadline = machine.next_deadline();
+        let due = async {
+            match deadline {
+                Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+                None => std::future::pending().await,
+            }
+        };
         let event = tokio::select! {
             Some(event) = inputs.receiver.recv() => event,
             Some(signal) = inputs.signals.recv() => match signal {
@@ -210,11 +220,15 @@ async fn event_loop(mut machine: Machine, performer: &mut Performer, mut inputs:
                 HostSignal::Reload => Event::ReloadWanted(ReloadCause::Hangup, None),
             },
             Some(control) = inputs.controls.recv() => match control {
+                Control::Ping(reply) => {
+                    let _ = reply.send(());
+                    continue;
+                }
                 Control::Reload(reply) => Event::ReloadWanted(ReloadCause::Request, Some(reply)),
                 Control::Drain(reply) => Event::StopWanted(StopCause::Request, Some(reply)),
             },
             () = performer.watcher.changed() => Event::ReloadWanted(ReloadCause::FilesChanged, None),
-            () = tokio::time::sleep_until(deadline.into()) => Event::Deadline,
+            () = due => Event::Deadline,
         };
         if let Event::Services(services) = &event {
             performer.workers.services_changed(&performer.current.spec, services);

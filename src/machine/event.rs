@@ -5,6 +5,7 @@ use tokio::sync::oneshot;
 use super::generation::Generation;
 use crate::admin::ControlReply;
 use crate::base::Problems;
+use crate::host::Level;
 use crate::supervisor::ServicesStatus;
 
 /// What the event loop turns on. Everything that happens to a machine arrives as one of these.
@@ -16,6 +17,12 @@ pub enum Event {
     Workers,
     /// The latest word from the queue: reachable, or why not.
     Queue(Result<(), String>),
+    /// What is short now; nothing when nothing is.
+    Resources(Vec<Level>),
+    /// The `recover` hook is called for what is short.
+    RecoveryBegun,
+    /// It has returned.
+    RecoveryEnded,
     /// The start-up sequence is through, or why it failed.
     StartupEnded(Result<(), String>),
     ReloadWanted(ReloadCause, Option<oneshot::Sender<ControlReply>>),

@@ -3,6 +3,7 @@ use serde::Serialize;
 
 use crate::admin::MachineState;
 use crate::base::Problems;
+use crate::host::Resource;
 use crate::host::process::Leftover;
 use crate::telemetry::{Level, Observed};
 
@@ -18,7 +19,9 @@ impl Observed for StateChanged {
     fn level(&self) -> Level {
         match self.to {
             MachineState::Failed => Level::Error,
-            MachineState::ServiceFailure | MachineState::ConnectionLoss => Level::Warn,
+            MachineState::ServiceFailure | MachineState::ConnectionLoss | MachineState::ResourceExhausted => {
+                Level::Warn
+            }
             _ => Level::Info,
         }
     }
@@ -92,6 +95,30 @@ impl Observed for LeftoversKilled {
         let which: Vec<String> =
             self.leftovers.iter().map(|leftover| format!("{} ({})", leftover.command, leftover.pid)).collect();
         format!("ended {} processes of an earlier life of the engine: {}", self.leftovers.len(), which.join(", "))
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct ResourceShort {
+    pub resource: Resource,
+    /// Of 1.
+    pub used: f64,
+    pub detail: String,
+}
+
+impl Observed for ResourceShort {
+    const KIND: &'static str = "resource.short";
+    fn level(&self) -> Level {
+        Level::Error
+    }
+    fn subject(&self) -> Option<String> {
+        Some(self.resource.to_string())
+    }
+    fn message(&self) -> String {
+        format!("{} is short: {}", self.resource, self.detail)
+    }
+    fn record(&self) {
+        counter!("machinist_resource_shortages_total", "resource" => self.resource.as_str()).increment(1);
     }
 }
 

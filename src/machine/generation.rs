@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use crate::base::{Name, Problem, Problems};
+use crate::base::{Name, Problem, Problems, did_you_mean};
 use crate::host::process::find_program;
 use crate::script::{ConnectorProgram, MachineContext, MachineProgram, ScriptHost};
 use crate::settings::{Overrides, Settings, Tree, load, machine_file};
-use crate::spec::{GpuRef, Kind, MachineSpec, ProbeTarget};
+use crate::spec::{DrainTarget, FieldProblem, GpuRef, Kind, MachineSpec, ProbeTarget};
 
 /// One version of a machine's files, compiled, checked and evaluated. Nothing of it runs until it is committed.
 pub struct Generation {
@@ -92,6 +92,7 @@ pub async fn build(inputs: &BuildInputs, number: u64) -> Result<Generation, Prob
         }
     }
     problems.extend(missing_programs(&settings, &spec));
+    problems.extend(missing_functions(&program, &spec));
     if problems.has_errors() {
         return Err(problems);
     }
@@ -157,7 +158,8 @@ fn missing_programs(settings: &Settings, spec: &MachineSpec) -> Vec<Problem> {
     for service in &spec.services {
         let cwd = service.cwd.as_ref().map_or_else(|| settings.dir.clone(), |cwd| settings.dir.join(cwd));
         let path = service.env.get("PATH").map(std::ffi::OsString::from).or_else(|| engine_path.clone());
-        let probe = service.ready.as_ref().and_then(|probe| match &probe.target {
+        let probes = [&service.startup, &service.ready, &service.live].into_iter().flatten();
+        let probe = probes.filter_map(|probe| match &probe.target {
             ProbeTarget::Exec(argv) => argv.first(),
             _ => None,
         });
@@ -173,6 +175,33 @@ fn missing_programs(settings: &Settings, spec: &MachineSpec) -> Vec<Problem> {
         }
     }
     problems
+}
+
+/// Functions that probes and drain hooks name and the script does not have.
+fn missing_functions(program: &MachineProgram, spec: &MachineSpec) -> Problems {
+    let mut found = Vec::new();
+    for service in &spec.services {
+        let probes = [&service.startup, &service.ready, &service.live].into_iter().flatten();
+        let probes = probes.filter_map(|probe| match &probe.target {
+            ProbeTarget::Script(function) => Some(function),
+            _ => None,
+        });
+        let drain = service.stop.drain.as_ref().and_then(|drain| match &drain.target {
+            DrainTarget::Script(function) => Some(function),
+            DrainTarget::Exec(_) => None,
+        });
+        for function in probes.chain(drain).filter(|function| !program.has_service_function(function)) {
+            let mut problem = FieldProblem::new(
+                format!("service \"{}\"", service.name),
+                format!("the script has no function {function}(m, service)"),
+            );
+            let names = program.function_names();
+            problem.help =
+                did_you_mean(function, names.iter().map(String::as_str)).map(|meant| format!("did you mean {meant}?"));
+            found.push(problem.token(function.clone()));
+        }
+    }
+    program.locate(found)
 }
 
 /// Settings that a running machine cannot take over.

@@ -1,13 +1,19 @@
 //! The decisions of the event loop: pure, with the time as an argument.
 //!
 //! ```text
-//!            all up                  a service fails
-//!  Starting --------> Healthy <---------------------> ServiceFailure
-//!     |                 ^ |  <---------------------->  ConnectionLoss
-//!     | setup or        | |     the queue is lost            |
-//!     | critical fails  | | SIGTERM, SIGINT, /drain          | connect_timeout
-//!     v                 | v                                  v
-//!   Failed <------------+ Draining --> Stopped             Failed --> (services stopped, exit code)
+//!            all up             a service is down           it starts again
+//!  Starting --------> Healthy <-----------------> ServiceFailure ----------> Restarting
+//!     |                 ^ | ^     the queue is lost               tried again
+//!     | setup or        | | +-------------------> ConnectionLoss ----------> Reconnecting
+//!     | critical fails  | | ^     something is short            recover(m, ..)
+//!     |                 | | +-------------------> ResourceExhausted -------> ResourceRecovery
+//!     |                 | | SIGTERM, SIGINT, /drain                 |
+//!     v                 | v                                         | critical service given up, connect_timeout,
+//!   Failed <------------+ Draining --> Stopped                      v give_up_after
+//!                                                                 Failed --> (jobs back, services stopped, exit code)
+//! ```
+//! Of several troubles the one that keeps the machine from working most is shown: the queue, then resources, then services.
+//! ```text
 //! ```
 
 use std::time::{Duration, Instant};
@@ -16,6 +22,7 @@ use super::event::{Event, ReloadCause, StopCause};
 use super::generation::Generation;
 use crate::admin::{ControlReply, MachineState};
 use crate::base::Problems;
+use crate::host::Level;
 use crate::spec::Kind;
 use crate::supervisor::{Desired, Exit, ServiceState, ServicesStatus};
 use tokio::sync::oneshot;
@@ -30,7 +37,8 @@ pub struct Machine {
     startup_ended: bool,
     /// What is wrong with the services now.
     services: ServicesSummary,
-    queue_lost: Option<(Instant, String)>,
+    queue_lost: Option<QueueLost>,
+    shortage: Option<Shortage>,
     reload: Reload,
     ending: Ending,
     limits: Limits,
@@ -40,6 +48,25 @@ pub struct Machine {
 pub struct Limits {
     pub connect_timeout: Duration,
     pub grace: Duration,
+    /// A machine short of something for so long fails; none never does.
+    pub give_up_after: Option<Duration>,
+}
+
+#[derive(Clone, Debug)]
+struct QueueLost {
+    since: Instant,
+    why: String,
+    tried_again: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Shortage {
+    since: Instant,
+    levels: Vec<Level>,
+    /// The `recover` hook was called for it.
+    recovering: bool,
+    /// A call of the hook runs.
+    running: bool,
 }
 
 impl Limits {
@@ -75,6 +102,8 @@ struct ServicesSummary {
     all_up: bool,
     /// A service that is down against its will, and why.
     failing: Option<String>,
+    /// All that are down are on their way up again.
+    coming_back: bool,
     /// A service whose end is the machine's end: why, and the exit code.
     fatal: Option<(String, u8)>,
 }
@@ -93,6 +122,10 @@ pub enum Effect {
         to: MachineState,
         reason: Option<String>,
     },
+    /// Workers claim no jobs for this reason, or claim again.
+    HoldWorkers(Option<String>),
+    /// Tell what is short, and call the `recover` hook where there is one.
+    Recover(Vec<Level>),
     DrainWorkers {
         deadline: Instant,
     },
@@ -111,6 +144,7 @@ impl Machine {
             startup_ended: false,
             services: ServicesSummary::default(),
             queue_lost: None,
+            shortage: None,
             reload: Reload::Idle,
             ending: Ending::No,
             limits,
@@ -124,8 +158,19 @@ impl Machine {
             Event::Workers | Event::Deadline => {}
             Event::Queue(Ok(())) => self.queue_lost = None,
             Event::Queue(Err(why)) => {
-                let since = self.queue_lost.take().map_or(now, |(since, _)| since);
-                self.queue_lost = Some((since, why));
+                let (since, tried_again) = self.queue_lost.take().map_or((now, false), |lost| (lost.since, true));
+                self.queue_lost = Some(QueueLost { since, why, tried_again });
+            }
+            Event::Resources(levels) => self.resources(levels, now, &mut effects),
+            Event::RecoveryBegun => {
+                if let Some(shortage) = &mut self.shortage {
+                    shortage.recovering = true;
+                }
+            }
+            Event::RecoveryEnded => {
+                if let Some(shortage) = &mut self.shortage {
+                    shortage.running = false;
+                }
             }
             Event::StartupEnded(Ok(())) => self.startup_ended = true,
             Event::StartupEnded(Err(why)) => self.fail(&format!("start-up failed: {why}"), 1, now, &mut effects),
@@ -141,10 +186,12 @@ impl Machine {
 
     /// When [`Event::Deadline`] is wanted.
     pub fn next_deadline(&self) -> Option<Instant> {
-        match (&self.ending, &self.queue_lost) {
-            (Ending::No, Some((since, _))) => Some(*since + self.limits.connect_timeout),
-            _ => None,
+        if self.ending != Ending::No {
+            return None;
         }
+        let queue = self.queue_lost.as_ref().map(|lost| lost.since + self.limits.connect_timeout);
+        let shortage = self.shortage.as_ref().zip(self.limits.give_up_after).map(|(short, limit)| short.since + limit);
+        queue.into_iter().chain(shortage).min()
     }
 
     /// Brings the state in line with what is known.
@@ -155,7 +202,15 @@ impl Machine {
         if let Some((why, code)) = self.services.fatal.clone() {
             return self.fail(&why, code, now, effects);
         }
-        if let Some((since, why)) = &self.queue_lost
+        if let Some(short) = &self.shortage
+            && let Some(limit) = self.limits.give_up_after
+            && now.saturating_duration_since(short.since) >= limit
+        {
+            let limit = humantime::format_duration(limit);
+            let why = format!("still short after {limit}: {}", describe(&short.levels));
+            return self.fail(&why, 1, now, effects);
+        }
+        if let Some(QueueLost { since, why, .. }) = &self.queue_lost
             && now.saturating_duration_since(*since) >= self.limits.connect_timeout
         {
             let lost_for = humantime::format_duration(self.limits.connect_timeout);
@@ -168,14 +223,36 @@ impl Machine {
         }
         let (state, reason) = if !self.started {
             (MachineState::Starting, self.services.failing.clone().or_else(|| self.reason.clone()))
-        } else if let Some((_, why)) = &self.queue_lost {
-            (MachineState::ConnectionLoss, Some(why.clone()))
+        } else if let Some(lost) = &self.queue_lost {
+            let state = if lost.tried_again { MachineState::Reconnecting } else { MachineState::ConnectionLoss };
+            (state, Some(lost.why.clone()))
+        } else if let Some(short) = &self.shortage {
+            let state = if short.recovering { MachineState::ResourceRecovery } else { MachineState::ResourceExhausted };
+            (state, Some(format!("short of {}", describe(&short.levels))))
         } else if let Some(why) = &self.services.failing {
-            (MachineState::ServiceFailure, Some(why.clone()))
+            let back = self.services.coming_back;
+            (if back { MachineState::Restarting } else { MachineState::ServiceFailure }, Some(why.clone()))
         } else {
             (MachineState::Healthy, None)
         };
         self.enter(state, reason, effects);
+    }
+
+    fn resources(&mut self, levels: Vec<Level>, now: Instant, effects: &mut Vec<Effect>) {
+        if levels.is_empty() {
+            if self.shortage.take().is_some() {
+                effects.push(Effect::HoldWorkers(None));
+            }
+            return;
+        }
+        let before = self.shortage.take();
+        let running = before.as_ref().is_some_and(|shortage| shortage.running);
+        if !running && self.ending == Ending::No {
+            effects.push(Effect::HoldWorkers(Some(format!("the machine is short of {}", describe(&levels)))));
+            effects.push(Effect::Recover(levels.clone()));
+        }
+        let (since, recovering) = before.map_or((now, false), |shortage| (shortage.since, shortage.recovering));
+        self.shortage = Some(Shortage { since, levels, recovering, running: true });
     }
 
     fn enter(&mut self, state: MachineState, reason: Option<String>, effects: &mut Vec<Effect>) {
@@ -292,8 +369,13 @@ impl Machine {
     }
 }
 
+fn describe(levels: &[Level]) -> String {
+    let texts: Vec<String> = levels.iter().map(|level| format!("{} ({})", level.resource, level.detail)).collect();
+    texts.join(", ")
+}
+
 fn summarize(status: &ServicesStatus) -> ServicesSummary {
-    let mut summary = ServicesSummary { all_up: true, ..ServicesSummary::default() };
+    let mut summary = ServicesSummary { all_up: true, coming_back: true, ..ServicesSummary::default() };
     for service in status.services.values().filter(|service| service.desired == Desired::Up) {
         let up = matches!(service.state, ServiceState::Ready | ServiceState::Completed);
         summary.all_up &= up;
@@ -303,6 +385,7 @@ fn summarize(status: &ServicesStatus) -> ServicesSummary {
             service.state,
             ServiceState::Failed | ServiceState::Backoff | ServiceState::CrashLoop | ServiceState::Unready
         );
+        summary.coming_back &= !down;
         if down || coming_back {
             let what = format!("service {} is {}: {detail}", service.name, service.state);
             summary.failing.get_or_insert(what);

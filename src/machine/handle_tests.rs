@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use std::sync::Arc;
 
 fn limits() -> Limits {
-    Limits { connect_timeout: Duration::from_secs(60), grace: Duration::from_secs(30) }
+    Limits { connect_timeout: Duration::from_secs(60), grace: Duration::from_secs(30), give_up_after: None }
 }
 
 fn service(name: &str, state: ServiceState, critical: bool, exit: Option<Exit>) -> ServiceStatus {
@@ -132,8 +132,113 @@ fn one_reload_runs_and_one_waits() {
     assert_eq!(builds(&machine.handle(Event::ReloadBuilt(Err(Problems::default())), now)), 0);
 }
 
+fn short() -> Vec<Level> {
+    vec![Level { resource: crate::host::Resource::Disk, used: 0.99, detail: "full".into() }]
+}
+
+#[test]
+fn a_shortage_holds_the_workers_and_calls_the_hook_until_it_is_over() {
+    let now = Instant::now();
+    let mut machine = healthy(now);
+    let effects = machine.handle(Event::Resources(short()), now);
+    assert!(matches!(effects[0], Effect::HoldWorkers(Some(_))) && matches!(effects[1], Effect::Recover(_)));
+    assert_eq!(machine.state, MachineState::ResourceExhausted);
+    machine.handle(Event::RecoveryBegun, now);
+    assert_eq!(machine.state, MachineState::ResourceRecovery);
+    let again = machine.handle(Event::Resources(short()), now);
+    assert!(again.is_empty(), "a call of the hook runs already: {again:?}");
+    machine.handle(Event::RecoveryEnded, now);
+    let again = machine.handle(Event::Resources(short()), now);
+    assert!(again.iter().any(|effect| matches!(effect, Effect::Recover(_))), "still short: tried again");
+    let effects = machine.handle(Event::Resources(Vec::new()), now);
+    assert!(matches!(effects[0], Effect::HoldWorkers(None)));
+    assert_eq!(machine.state, MachineState::Healthy);
+}
+
+#[test]
+fn a_shortage_that_lasts_fails_the_machine_where_that_is_wanted() {
+    let now = Instant::now();
+    let mut machine = healthy(now);
+    machine.limits.give_up_after = Some(Duration::from_secs(300));
+    machine.handle(Event::Resources(short()), now);
+    let deadline = machine.next_deadline().unwrap();
+    assert_eq!(deadline, now + Duration::from_secs(300));
+    machine.handle(Event::Deadline, deadline);
+    assert_eq!(machine.state, MachineState::Failed);
+    assert!(machine.reason.unwrap().contains("disk"));
+}
+
+/// Every state meets every event: the table that a reader can check line by line.
+#[test]
+fn the_whole_table() {
+    let now = Instant::now();
+    let reach = |state: MachineState| {
+        let mut machine = if state == MachineState::Starting { Machine::new(limits()) } else { healthy(now) };
+        machine.limits.give_up_after = Some(Duration::from_secs(300));
+        let events = match state {
+            MachineState::Starting | MachineState::Healthy => vec![],
+            MachineState::ServiceFailure => vec![event(1)],
+            MachineState::Restarting => vec![event(14)],
+            MachineState::ConnectionLoss => vec![event(5)],
+            MachineState::Reconnecting => vec![event(5), event(5)],
+            MachineState::ResourceExhausted => vec![event(15)],
+            MachineState::ResourceRecovery => vec![event(15), event(17)],
+            MachineState::Draining => vec![event(10)],
+            MachineState::Failed => vec![event(2)],
+            MachineState::Stopped => vec![event(10), Event::WorkersStopped, Event::ServicesStopped],
+        };
+        for event in events {
+            machine.handle(event, now);
+        }
+        assert_eq!(machine.state, state);
+        machine
+    };
+    let mut table = String::new();
+    for state in MachineState::ALL {
+        for choice in 0..EVENTS {
+            let mut machine = reach(state);
+            let what = EVENT_NAMES[usize::from(choice)];
+            // A deadline comes when it was asked for.
+            let at = if choice == 13 { machine.next_deadline().unwrap_or(now) } else { now };
+            let effects = machine.handle(event(choice), at);
+            let effects: Vec<String> = effects
+                .iter()
+                .filter(|effect| !matches!(effect, Effect::AnnounceState { .. } | Effect::Reply(..)))
+                .map(|effect| format!("{effect:?}").split([' ', '(', '{']).next().unwrap_or_default().to_owned())
+                .collect();
+            if machine.state != state || !effects.is_empty() {
+                table += &format!("{state:<18} + {what:<17} -> {:<18} {}\n", machine.state, effects.join(", "));
+            }
+        }
+    }
+    insta::assert_snapshot!(table);
+}
+
+const EVENTS: u8 = 19;
+const EVENT_NAMES: [&str; EVENTS as usize] = [
+    "all up",
+    "backoff",
+    "critical failed",
+    "starting",
+    "queue back",
+    "queue lost",
+    "startup ended",
+    "startup failed",
+    "reload wanted",
+    "reload built",
+    "stop wanted",
+    "workers stopped",
+    "services stopped",
+    "deadline",
+    "starting again",
+    "short",
+    "not short",
+    "recovery begun",
+    "recovery ended",
+];
+
 fn any_event() -> impl Strategy<Value = u8> {
-    0u8..14
+    0u8..EVENTS
 }
 
 fn event(choice: u8) -> Event {
@@ -152,18 +257,27 @@ fn event(choice: u8) -> Event {
         10 => Event::StopWanted(StopCause::Request, None),
         11 => Event::WorkersStopped,
         12 => Event::ServicesStopped,
+        14 => {
+            let mut back = service("web", ServiceState::Starting, true, Some(Exit::Code(1)));
+            back.restarts = 1;
+            services(vec![back])
+        }
+        15 => Event::Resources(short()),
+        16 => Event::Resources(Vec::new()),
+        17 => Event::RecoveryBegun,
+        18 => Event::RecoveryEnded,
         _ => Event::Deadline,
     }
 }
 
 /// Where each state may lead; the table of the diagram above, with itself left out.
 fn may_follow(from: MachineState, to: MachineState) -> bool {
-    use MachineState::{ConnectionLoss, Draining, Failed, Healthy, ServiceFailure, Starting, Stopped};
+    use MachineState::{Draining, Failed, Starting, Stopped};
     match from {
         Starting => !matches!(to, Stopped),
-        Healthy | ServiceFailure | ConnectionLoss => !matches!(to, Starting | Stopped),
         Draining => to == Stopped,
         Failed | Stopped => false,
+        _ => !matches!(to, Starting | Stopped),
     }
 }
 

@@ -10,6 +10,8 @@ mod generation;
 mod handle;
 mod perform;
 mod publish;
+mod resources;
+mod service_hooks;
 mod startup;
 mod workers;
 

@@ -6,7 +6,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::event::{Event, ReloadCause};
-use super::events::{HookFailed, ReloadCommitted, ReloadRejected, StartupComplete, StateChanged};
+use super::events::{HookFailed, ReloadCommitted, ReloadRejected, ResourceShort, StartupComplete, StateChanged};
 use super::generation::{BuildInputs, Generation, build};
 use super::handle::{Effect, Machine};
 use super::publish::Publisher;
@@ -14,7 +14,7 @@ use super::startup::Timeline;
 use super::workers::Workers;
 use crate::admin::{ControlReply, MachineState, Rejection};
 use crate::base::{Problem, Problems, Timestamp};
-use crate::host::FileWatcher;
+use crate::host::{FileWatcher, Level};
 use crate::queue::QueueStats;
 use crate::spec::{Change, Diff, ServiceChange};
 use crate::supervisor::{StartMode, SupervisorHandle};
@@ -64,6 +64,8 @@ impl Performer {
                     self.startup_cancel.cancel();
                 }
             }
+            Effect::HoldWorkers(why) => self.workers.hold(why, &self.current.spec, &self.supervisor.status()),
+            Effect::Recover(levels) => self.recover(levels),
             Effect::DrainWorkers { deadline } => self.drain_workers(deadline),
             Effect::StopServices { deadline } => self.stop_services(deadline),
             Effect::Exit(code) => self.exit_code = Some(code),
@@ -73,6 +75,26 @@ impl Performer {
     pub fn publish(&mut self, machine: &Machine) {
         let services = self.supervisor.status();
         self.publisher.publish(machine, &services, self.workers.status(), self.queue.clone());
+    }
+
+    fn recover(&self, levels: Vec<Level>) {
+        for level in &levels {
+            let Level { resource, used, detail } = level.clone();
+            self.events.emit(&ResourceShort { resource, used, detail });
+        }
+        let (generation, sender, events) = (Arc::clone(&self.current), self.sender.clone(), self.events.clone());
+        let cancel = self.startup_cancel.clone();
+        tokio::spawn(async move {
+            if generation.program.has_recover() {
+                let _ = sender.send(Event::RecoveryBegun);
+                for level in &levels {
+                    if let Err(problem) = generation.program.recover(&generation.context, level, cancel.clone()).await {
+                        events.emit(&HookFailed { hook: "recover", problem: problem.to_string() });
+                    }
+                }
+            }
+            let _ = sender.send(Event::RecoveryEnded);
+        });
     }
 
     fn build(&mut self, cause: ReloadCause) {

@@ -30,6 +30,8 @@ pub(super) struct Workers {
     pub lease: Duration,
     pub incarnation: String,
     running: BTreeMap<Name, Running>,
+    /// Why no worker may claim now.
+    held: Option<String>,
 }
 
 struct Running {
@@ -50,7 +52,18 @@ impl Workers {
         lease: Duration,
     ) -> Self {
         let incarnation = format!("{}-{}", identity.incarnation, uuid::Uuid::new_v4().simple());
-        Self { identity, hardware, broker, events, tracker, sender, lease, incarnation, running: BTreeMap::new() }
+        Self {
+            identity,
+            hardware,
+            broker,
+            events,
+            tracker,
+            sender,
+            lease,
+            incarnation,
+            running: BTreeMap::new(),
+            held: None,
+        }
     }
 
     /// Makes the workers those of `generation`.
@@ -165,13 +178,19 @@ impl Workers {
         }
     }
 
+    /// Lets no worker claim for this reason, or all again.
+    pub fn hold(&mut self, why: Option<String>, spec: &MachineSpec, services: &ServicesStatus) {
+        self.held = why;
+        self.services_changed(spec, services);
+    }
+
     /// Tells each worker whether what it needs is ready.
     pub fn services_changed(&self, spec: &MachineSpec, services: &ServicesStatus) {
         let setup = spec.services.iter().filter(|service| service.kind == Kind::Setup).map(|service| &service.name);
         let setup = first_not_ready(setup, services);
         for running in self.running.values() {
             let needs = first_not_ready(running.spec.needs.iter(), services);
-            let readiness = setup.clone().or(needs).map_or(Ok(()), Err);
+            let readiness = self.held.clone().or_else(|| setup.clone()).or(needs).map_or(Ok(()), Err);
             running.ready.send_if_modified(|current| {
                 let changed = *current != readiness;
                 current.clone_from(&readiness);

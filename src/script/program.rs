@@ -62,6 +62,7 @@ impl ScriptHost {
             ("startup", 1, false),
             ("on_event", 2, false),
             ("shutdown", 1, false),
+            ("recover", 2, false),
         ];
         let full = Program::load(&self.deps, path, Power::Full, &hooks)?;
         // The same text once more for the hooks that only compute, in an engine that counts their operations.
@@ -157,6 +158,7 @@ impl Program {
             }
             let parameters = ["m", "m, event"].get(arity - 1).copied().unwrap_or("...");
             let parameters = match (*hook, *arity) {
+                ("recover", _) => "m, shortage",
                 ("check", _) => "ctx",
                 ("run" | "cancel" | "resume", _) => "job, ctx",
                 _ => parameters,
@@ -223,10 +225,21 @@ impl Program {
         call: Call,
         arguments: impl FnOnce() -> ScriptResult<A> + Send + 'static,
     ) -> ScriptResult<Dynamic> {
+        self.invoke_named(hook.to_owned(), call, arguments).await
+    }
+
+    /// Calls any function of the script on a thread of its own.
+    pub async fn invoke_named<A: FuncArgs + Send + 'static>(
+        self: &Arc<Self>,
+        function: String,
+        call: Call,
+        arguments: impl FnOnce() -> ScriptResult<A> + Send + 'static,
+    ) -> ScriptResult<Dynamic> {
         let this = Arc::clone(self);
-        runner::run(hook, call, move || {
+        let hook = function.clone();
+        runner::run(&hook, call, move || {
             let arguments = arguments()?;
-            this.engine.call_fn::<Dynamic>(&mut Scope::new(), &this.ast, hook, arguments)
+            this.engine.call_fn::<Dynamic>(&mut Scope::new(), &this.ast, &function, arguments)
         })
         .await
     }

@@ -9,7 +9,7 @@ use super::Secret;
 use super::document::{read_toml, read_yaml};
 use super::model::{
     ConnectorSettings, HttpSettings, LogSettings, MachineSettings, QueueBackend, QueueSettings, ReloadSettings,
-    Settings, ShutdownSettings,
+    ResourceSettings, Settings, ShutdownSettings,
 };
 use super::origin::{Leaf, Origin, Tree};
 use crate::base::{Name, Problem, Problems, SourceText, did_you_mean};
@@ -290,6 +290,23 @@ fn read_settings(dir: &Path, value: &Value, reader: &mut Reader<'_>) -> Option<S
         let poll = reader.get(fields, "reload", "poll");
         Some(ReloadSettings { debounce: debounce?, poll: poll? })
     });
+    let resources = reader.section(&mut root, "resources", |reader, fields| {
+        let [memory, disk, files, gpu_memory, hysteresis] = ["memory", "disk", "files", "gpu_memory", "hysteresis"]
+            .map(|key| reader.get::<f64>(fields, "resources", key));
+        let every = reader.get(fields, "resources", "every");
+        let samples = reader.get(fields, "resources", "samples");
+        let give_up_after = reader.get(fields, "resources", "give_up_after");
+        Some(ResourceSettings {
+            every: every?,
+            samples: samples?,
+            memory: memory?,
+            disk: disk?,
+            files: files?,
+            gpu_memory: gpu_memory?,
+            hysteresis: hysteresis?,
+            give_up_after: give_up_after?,
+        })
+    });
     let shutdown = reader.section(&mut root, "shutdown", |reader, fields| {
         Some(ShutdownSettings { grace: reader.get(fields, "shutdown", "grace")? })
     });
@@ -311,6 +328,7 @@ fn read_settings(dir: &Path, value: &Value, reader: &mut Reader<'_>) -> Option<S
         http: http?,
         reload: reload?,
         shutdown: shutdown?,
+        resources: resources?,
         log: log?,
         vars: vars?,
         connectors,

@@ -10,7 +10,7 @@ mod secret;
 pub use layers::{Overrides, load, machine_file};
 pub use model::{
     ConnectorSettings, HttpSettings, LogSettings, MachineSettings, QueueBackend, QueueSettings, ReloadSettings,
-    Settings, ShutdownSettings,
+    ResourceSettings, Settings, ShutdownSettings,
 };
 pub use origin::{Leaf, Origin, Tree};
 pub use secret::Secret;

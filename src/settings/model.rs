@@ -21,6 +21,7 @@ pub struct Settings {
     pub http: HttpSettings,
     pub reload: ReloadSettings,
     pub shutdown: ShutdownSettings,
+    pub resources: ResourceSettings,
     pub log: LogSettings,
     pub vars: Map<String, Value>,
     pub connectors: BTreeMap<Name, ConnectorSettings>,
@@ -67,6 +68,20 @@ pub struct ReloadSettings {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ShutdownSettings {
     pub grace: Seconds,
+}
+
+/// When a resource counts as short: shares of 1.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ResourceSettings {
+    pub every: Seconds,
+    pub samples: u32,
+    pub memory: f64,
+    pub disk: f64,
+    pub files: f64,
+    pub gpu_memory: f64,
+    pub hysteresis: f64,
+    /// Zero: never.
+    pub give_up_after: Seconds,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]

@@ -190,6 +190,22 @@ impl Drop for FileActions {
 
 struct Attributes(MaybeUninit<libc::posix_spawnattr_t>);
 
+/// Rust programs ignore SIGPIPE, whoever started the engine may have ignored others.
+const MAY_BE_IGNORED: [libc::c_int; 12] = [
+    libc::SIGPIPE,
+    libc::SIGHUP,
+    libc::SIGINT,
+    libc::SIGQUIT,
+    libc::SIGTERM,
+    libc::SIGUSR1,
+    libc::SIGUSR2,
+    libc::SIGCHLD,
+    libc::SIGALRM,
+    libc::SIGTSTP,
+    libc::SIGTTIN,
+    libc::SIGTTOU,
+];
+
 impl Attributes {
     fn new_session() -> io::Result<Self> {
         let mut attributes = MaybeUninit::uninit();
@@ -202,9 +218,11 @@ impl Attributes {
         unsafe {
             libc::sigemptyset(set.as_mut_ptr());
             check(libc::posix_spawnattr_setsigmask(this.0.as_mut_ptr(), set.as_ptr()))?;
-            libc::sigfillset(set.as_mut_ptr());
-            libc::sigdelset(set.as_mut_ptr(), libc::SIGKILL);
-            libc::sigdelset(set.as_mut_ptr(), libc::SIGSTOP);
+            libc::sigemptyset(set.as_mut_ptr());
+            // What is caught goes back to its default by itself; these may be ignored, which an exec would keep.
+            for signal in MAY_BE_IGNORED {
+                libc::sigaddset(set.as_mut_ptr(), signal);
+            }
             check(libc::posix_spawnattr_setsigdefault(this.0.as_mut_ptr(), set.as_ptr()))?;
             let flags = libc::POSIX_SPAWN_SETSIGMASK | libc::POSIX_SPAWN_SETSIGDEF;
             let flags = libc::c_short::try_from(flags).unwrap_or_default() | libc::POSIX_SPAWN_SETSID;

@@ -8,8 +8,8 @@ pub struct Row {
     pub parent: u32,
     pub session: u32,
     pub zombie: bool,
-    pub user_ticks: u64,
-    pub system_ticks: u64,
+    /// User and system time, that of children it has waited for included.
+    pub cpu_ticks: u64,
     pub threads: u32,
     /// When it began, in ticks since boot: tells two processes with one number apart.
     pub begun_ticks: u64,
@@ -44,8 +44,7 @@ fn parse(pid: u32, text: &str) -> Option<Row> {
         parent: small(4)?,
         session: small(6)?,
         zombie: matches!(field(3)?, "Z" | "X"),
-        user_ticks: number(14)?,
-        system_ticks: number(15)?,
+        cpu_ticks: number(14)? + number(15)? + number(16)? + number(17)?,
         threads: small(20)?,
         begun_ticks: number(22)?,
         resident_pages: number(24)?,
@@ -63,10 +62,10 @@ pub fn command(pid: u32) -> String {
 mod tests {
     #[test]
     fn names_may_hold_anything() {
-        let text = "7 (a) b (c)) S 1 7 7 0 -1 4194560 1 2 3 4 11 12 0 0 20 0 3 0 555 1000 42 0";
+        let text = "7 (a) b (c)) S 1 7 7 0 -1 4194560 1 2 3 4 11 12 5 6 20 0 3 0 555 1000 42 0";
         let row = super::parse(7, text).unwrap();
         assert_eq!((row.name.as_str(), row.parent, row.session, row.zombie), ("a) b (c)", 1, 7, false));
-        assert_eq!((row.user_ticks, row.system_ticks, row.threads, row.begun_ticks), (11, 12, 3, 555));
+        assert_eq!((row.cpu_ticks, row.threads, row.begun_ticks), (34, 3, 555));
         assert_eq!(row.resident_pages, 42);
         assert!(super::parse(7, "7 (x").is_none());
     }

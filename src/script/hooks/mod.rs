@@ -1,6 +1,8 @@
 //! The hooks of a machine's script, one file each.
 
 mod on_event;
+mod recover;
+mod service;
 mod services;
 mod shutdown;
 mod startup;

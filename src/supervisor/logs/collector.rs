@@ -116,12 +116,12 @@ fn collect_forever(shared: &Shared) {
             if token == WAKE {
                 let _ = shared.wake.read();
             } else {
-                read(&mut sources, token, &mut buffer, FAIR_SHARE);
+                read(&shared.epoll, &mut sources, token, &mut buffer, FAIR_SHARE);
             }
         }
         for Order::Then(tokens, then) in arrived.orders {
             for token in tokens {
-                read(&mut sources, token, &mut buffer, usize::MAX);
+                read(&shared.epoll, &mut sources, token, &mut buffer, usize::MAX);
             }
             then();
         }
@@ -130,7 +130,7 @@ fn collect_forever(shared: &Shared) {
 
 /// Reads until nothing is there, at most `share` times; forgets a source that has ended. What is left is told by epoll
 /// again.
-fn read(sources: &mut HashMap<u64, Source>, token: u64, buffer: &mut [u8], share: usize) {
+fn read(epoll: &Epoll, sources: &mut HashMap<u64, Source>, token: u64, buffer: &mut [u8], share: usize) {
     let Some(source) = sources.get_mut(&token) else { return };
     let mut ended = false;
     for _ in 0..share {
@@ -146,7 +146,9 @@ fn read(sources: &mut HashMap<u64, Source>, token: u64, buffer: &mut [u8], share
         break;
     }
     if ended && let Some(mut source) = sources.remove(&token) {
-        // Closing the pipe takes it out of the epoll set.
+        // Closing alone would not take it out of the set: a child that is being spawned holds a copy until it executes its
+        // program, and epoll would go on telling of it.
+        let _ = epoll.delete(&source.pipe);
         source.log.end_of_stream(source.incarnation, source.stream, &mut source.partial);
     }
 }
