@@ -3,7 +3,8 @@
 mod support;
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use machinist::base::Name;
@@ -28,11 +29,15 @@ impl Bench {
     fn new() -> Self {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let dir = tempfile::tempdir().unwrap();
-        let life = format!("test/{}", std::process::id());
+        // One process has one reaper.
+        static PROCESSES: OnceLock<Processes> = OnceLock::new();
+        static BENCHES: AtomicUsize = AtomicUsize::new(0);
+        let processes = PROCESSES.get_or_init(|| Processes::start(&format!("test/{}", std::process::id())).unwrap());
+        let number = BENCHES.fetch_add(1, Ordering::Relaxed);
         let config = SupervisorConfig {
-            machine: Name::new("test").unwrap(),
+            machine: Name::new(&format!("test-{number}")).unwrap(),
             engine_incarnation: u64::from(std::process::id()),
-            processes: Processes::start(&life).unwrap(),
+            processes: processes.clone(),
             events: EventLog::new(1000),
             log_dir: Some(dir.path().join("logs")),
             passthrough: false,
@@ -59,7 +64,15 @@ impl Bench {
     }
 
     fn wait(&self, name: &str, state: ServiceState) -> ServiceStatus {
-        wait_until(&format!("{name} to be {state}"), LIMIT, || self.status(name).filter(|s| s.state == state))
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let status = self.status(name);
+            if let Some(status) = status.as_ref().filter(|status| status.state == state) {
+                return status.clone();
+            }
+            assert!(Instant::now() < deadline, "gave up waiting for {name} to be {state}: {status:#?}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     fn stop_all(&self, within: Duration) -> Duration {
@@ -271,4 +284,263 @@ fn output_is_kept_stamped_and_readable_by_cursor() {
     assert_eq!(bench.handle.logs(Some(&name), lines[1].seq, 10, &LogFilter::default()).unwrap().len(), 1);
     assert_eq!(bench.read("logs/talk.log").lines().count(), 3);
     assert!(bench.handle.logs(Some(&Name::new("other").unwrap()), 0, 1, &LogFilter::default()).is_err());
+}
+
+#[test]
+fn what_hangs_is_restarted_and_readiness_comes_and_goes() {
+    let bench = Bench::with(json!([
+        { "name": "web", "shell": "touch ok alive; exec sleep 60",
+          "ready": { "exec": ["test", "-e", "ok"], "every": "20ms", "recheck": "20ms", "failures": 2 },
+          "live": { "exec": ["test", "-e", "alive"], "every": "20ms", "failures": 2 } },
+        { "name": "follower", "shell": "exec sleep 60", "needs": ["web"] },
+    ]));
+    let first = bench.wait("web", ServiceState::Ready);
+    let follower = bench.wait("follower", ServiceState::Ready);
+    std::fs::remove_file(bench.dir.path().join("ok")).unwrap();
+    let unready = bench.wait("web", ServiceState::Unready);
+    assert_eq!(unready.pid, first.pid, "unready is no reason to restart");
+    assert_eq!(unready.reason.as_deref(), Some("is not ready: test: exit code 1"));
+    std::fs::write(bench.dir.path().join("ok"), "").unwrap();
+    bench.wait("web", ServiceState::Ready);
+    std::fs::remove_file(bench.dir.path().join("alive")).unwrap();
+    let second = wait_until("a new process", LIMIT, || {
+        bench.status("web").filter(|s| s.state == ServiceState::Ready && s.pid != first.pid)
+    });
+    assert_eq!(second.restarts, 1);
+    assert_eq!(bench.status("follower").unwrap().pid, follower.pid, "who needs it goes on");
+    bench.stop_all(Duration::from_secs(10));
+}
+
+/// Speaks to the notify socket as `sd_notify` does: says what its arguments say, sleeping where one is a number.
+const SD_NOTIFY: &str = r#"
+import os, socket, sys, time
+address = os.environ["NOTIFY_SOCKET"].replace("@", "\0", 1)
+for word in sys.argv[1:]:
+    try: time.sleep(float(word))
+    except ValueError:
+        s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); s.connect(address); s.sendall(word.encode())
+time.sleep(60)
+"#;
+
+#[test]
+fn a_service_tells_how_it_is_on_its_notify_socket() {
+    let bench = Bench::with(json!([
+        { "name": "model", "command": ["python3", "-c", SD_NOTIFY, "STATUS=loading 1/2", "0.2", "READY=1\nSTATUS=serving"],
+          "ready": { "notify": true } },
+        { "name": "hangs", "command": ["python3", "-c", SD_NOTIFY, "READY=1", "WATCHDOG=1", "0.1", "WATCHDOG=1"],
+          "ready": { "notify": true }, "live": { "notify": true, "every": "150ms", "failures": 2 } },
+    ]));
+    wait_until("its words", LIMIT, || bench.status("model").filter(|s| s.says.as_deref() == Some("loading 1/2")));
+    let ready = bench.wait("model", ServiceState::Ready);
+    wait_until("more words", LIMIT, || bench.status("model").filter(|s| s.says.as_deref() == Some("serving")));
+    let again = wait_until("the silent one to start again", LIMIT, || bench.status("hangs").filter(|s| s.restarts > 0));
+    assert!(again.incarnation >= 1);
+    assert_eq!(bench.status("model").unwrap().pid, ready.pid);
+    bench.stop_all(Duration::from_secs(10));
+}
+
+#[test]
+fn a_drain_hook_runs_before_the_signal_and_orders_are_kept() {
+    let trap = |name: &str| format!("trap 'echo {name} >> order; exit 0' TERM; echo up; while :; do sleep 0.02; done");
+    let bench = Bench::with(json!([
+        { "name": "late", "shell": trap("late"), "ready": { "log": "up" }, "stop": { "order": 5 } },
+        { "name": "early", "shell": trap("early"), "ready": { "log": "up" },
+          "stop": { "drain": { "exec": ["sh", "-c", "sleep 0.2; kill -0 $MACHINIST_PID && echo drained >> order"] } } },
+    ]));
+    bench.wait("late", ServiceState::Ready);
+    bench.wait("early", ServiceState::Ready);
+    bench.stop_all(Duration::from_secs(10));
+    assert_eq!(bench.read("order"), "drained\nearly\nlate\n");
+}
+
+#[test]
+fn a_process_that_gave_up_everything_is_still_found_and_one_that_may_go_is_not_touched() {
+    let bench = Bench::new();
+    let (stray, free) = (bench.marker("nothing-left"), bench.dir.path().join("freerunner"));
+    std::fs::copy("/bin/sleep", &free).unwrap();
+    // No environment, no session, no parent, no files of the service.
+    let escape =
+        format!("(env -i setsid sh -c 'exec 0<&- 1>&- 2>&-; sleep 61; : {stray}' &) ; (setsid ./freerunner 77 &)");
+    bench.apply(json!([{
+        "name": "web", "shell": format!("{escape}; exec sleep 60"), "detach": ["freerunner"],
+    }]));
+    let first = bench.wait("web", ServiceState::Ready);
+    let strays = wait_until("the stray", LIMIT, || Some(processes_with(&stray)).filter(|found| !found.is_empty()));
+    let runs = || processes_with("./freerunner 77");
+    wait_until("the free one", LIMIT, || (!runs().is_empty()).then_some(()));
+    kill(first.pid.unwrap());
+    wait_until("a new process", LIMIT, || {
+        bench.status("web").filter(|s| s.state == ServiceState::Ready && s.pid != first.pid)
+    });
+    assert!(strays.iter().all(|pid| !alive(*pid)), "the stray of the first life is gone");
+    bench.stop_all(Duration::from_secs(10));
+    assert_eq!(processes_with(&stray), Vec::<u32>::new());
+    let left = runs();
+    assert!(!left.is_empty(), "what is detached lives on");
+    assert!(!bench.status("web").unwrap().detached.is_empty(), "and is shown");
+    left.into_iter().for_each(kill);
+}
+
+#[test]
+fn strays_have_the_grace_period_too() {
+    let bench = Bench::new();
+    let stray = bench.marker("gentle");
+    let child = format!(
+        "setsid sh -c \"trap 'echo saved >> order; exit 0' TERM; echo up; while :; do sleep 0.02; done; : {stray}\" &"
+    );
+    bench.apply(json!([{ "name": "web", "shell": format!("{child} exec sleep 60"), "ready": { "log": "up" } }]));
+    bench.wait("web", ServiceState::Ready);
+    bench.stop_all(Duration::from_secs(10));
+    assert_eq!(bench.read("order"), "saved\n");
+    assert_eq!(processes_with(&stray), Vec::<u32>::new());
+}
+
+#[test]
+fn files_are_watched_and_read_into_the_environment() {
+    let bench = Bench::new();
+    std::fs::write(bench.dir.path().join("common.env"), "# comment\nA=1\nB=\"two words\"\n").unwrap();
+    bench.apply(json!([{
+        "name": "web", "shell": "echo \"$A $B $C\" >> seen; exec sleep 60", "env": { "C": 3 }, "env_files": ["common.env"],
+        "watch": ["common.env"],
+    }]));
+    let first = bench.wait("web", ServiceState::Ready);
+    wait_until("its environment", LIMIT, || (bench.read("seen") == "1 two words 3\n").then_some(()));
+    std::fs::write(bench.dir.path().join("common.env"), "A=9\n").unwrap();
+    wait_until("a new process", LIMIT, || bench.status("web").filter(|s| s.pid.is_some() && s.pid != first.pid));
+    wait_until("its new environment", LIMIT, || bench.read("seen").ends_with("\n9  3\n").then_some(()));
+    std::fs::write(bench.dir.path().join("common.env"), "not an assignment\n").unwrap();
+    let status = wait_until("the broken file is named", LIMIT, || {
+        bench.status("web").filter(|s| s.reason.as_ref().is_some_and(|reason| reason.contains("common.env")))
+    });
+    assert_eq!(status.pid, None);
+    bench.stop_all(Duration::from_secs(5));
+}
+
+#[test]
+fn a_tree_over_its_limit_is_drained_and_restarted() {
+    let hungry = "import time; held = bytearray(60_000_000); time.sleep(60)";
+    let bench = Bench::with(json!([
+        { "name": "hungry", "shell": format!("echo start >> starts; python3 -c '{hungry}' & wait"),
+          "limits": { "memory": "40MiB", "period": "100ms", "cgroup": false } },
+        { "name": "modest", "shell": "exec sleep 60", "limits": { "memory": "40MiB", "cgroup": false } },
+    ]));
+    let modest = bench.wait("modest", ServiceState::Ready);
+    let status = wait_until("a restart", LIMIT, || bench.status("hungry").filter(|s| s.restarts > 0));
+    assert!(status.restarts >= 1);
+    assert_eq!(bench.status("modest").unwrap().pid, modest.pid);
+    bench.stop_all(Duration::from_secs(5));
+}
+
+#[test]
+fn a_oneshot_runs_when_its_schedule_says() {
+    let bench = Bench::with(json!([
+        { "name": "tick", "kind": "oneshot", "shell": "echo tick >> ticks", "schedule": "* * * * * *" },
+    ]));
+    let waiting = wait_until("its next time", LIMIT, || bench.status("tick").filter(|s| s.next_run.is_some()));
+    assert_eq!((waiting.state, waiting.incarnation), (ServiceState::Stopped, 0), "not at the start of the machine");
+    wait_until("two runs", LIMIT, || (bench.read("ticks").lines().count() >= 2).then_some(()));
+    bench.stop_all(Duration::from_secs(5));
+}
+
+#[test]
+fn who_was_given_up_starts_again_when_what_it_needs_recovers() {
+    let bench = Bench::with(json!([
+        { "name": "db", "shell": "exec sleep 60" },
+        { "name": "app", "shell": "test -e works || exit 1; exec sleep 60", "needs": ["db"],
+          "restart": { "initial": "1ms", "limit": 2 } },
+    ]));
+    bench.wait("app", ServiceState::Failed);
+    std::fs::write(bench.dir.path().join("works"), "").unwrap();
+    bench.handle.restart(&Name::new("db").unwrap()).unwrap();
+    bench.wait("app", ServiceState::Ready);
+    bench.stop_all(Duration::from_secs(5));
+}
+
+/// A tree of processes that leave in every way there is: plain children, new sessions, double forks, without environment,
+/// with closed files, deaf to signals.
+fn random_tree(depth: u32, tag: &str) -> String {
+    let leaf = format!("sleep 60 # {tag}");
+    if depth == 0 {
+        return format!("sh -c '{}; :'", leaf.replace('#', "; : "));
+    }
+    let children: Vec<String> = (0..rand::random_range(1..=2))
+        .map(|_| {
+            let child = format!("sh -c {}", shell_quote(&format!("{} & wait", random_tree(depth - 1, tag))));
+            match rand::random_range(0..6) {
+                0 => format!("setsid {child} &"),
+                1 => format!("({child} &)"),
+                2 => format!("(setsid {child} &)"),
+                3 => format!("(env -i setsid {child} </dev/null >/dev/null 2>&1 &)"),
+                4 => format!("(trap '' TERM HUP INT; {child} &)"),
+                _ => format!("{child} &"),
+            }
+        })
+        .collect();
+    format!("sh -c {}", shell_quote(&format!("{}\nwait", children.join("\n"))))
+}
+
+fn shell_quote(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+#[test]
+fn nothing_of_any_tree_survives_a_crash_a_stop_or_the_end() {
+    // A thousand trees in a few minutes with STRAY_TREES=1000; a sample of them in every run.
+    let trees: usize = std::env::var("STRAY_TREES").ok().and_then(|n| n.parse().ok()).unwrap_or(24);
+    let at_once = 8;
+    for round in 0..trees.div_ceil(at_once) {
+        let bench = Bench::new();
+        let tag = bench.marker(&format!("tree-{round}"));
+        let service = |index: usize| {
+            json!({ "name": format!("t{index}"), "shell": format!("{} & exec sleep 60", random_tree(3, &tag)),
+                    "restart": { "initial": "1ms" }, "stop": { "grace": "200ms" } })
+        };
+        let services: Vec<Value> = (0..at_once).map(service).collect();
+        bench.apply(json!(services));
+        let name = |index: usize| format!("t{index}");
+        let pids: Vec<u32> =
+            (0..at_once).map(|index| bench.wait(&name(index), ServiceState::Ready).pid.unwrap()).collect();
+        wait_until("the trees to grow", LIMIT, || (processes_with(&tag).len() > at_once * 4).then_some(()));
+        for (index, pid) in pids.iter().enumerate() {
+            // A third crashes, a third is stopped, the rest ends with the machine.
+            match index % 3 {
+                0 => kill(*pid),
+                1 => bench.handle.stop(&Name::new(&name(index)).unwrap()).unwrap(),
+                _ => {}
+            }
+        }
+        for index in 0..at_once {
+            match index % 3 {
+                0 => drop(wait_until("it is back", LIMIT, || {
+                    bench.status(&name(index)).filter(|s| s.state == ServiceState::Ready && s.incarnation == 2)
+                })),
+                1 => drop(bench.wait(&name(index), ServiceState::Stopped)),
+                _ => {}
+            }
+        }
+        bench.stop_all(Duration::from_secs(10));
+        let left = processes_with(&tag);
+        let story = |pid: &u32| {
+            let read = |file: &str| std::fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+            let text = |file: &str| String::from_utf8_lossy(&read(file)).replace('\0', " ");
+            let locks = text("limits").lines().find(|line| line.contains("file locks")).map(str::to_owned);
+            format!("{} {locks:?} {}\n", text("stat"), text("cmdline"))
+        };
+        assert!(left.is_empty(), "round {round}: left are\n{}", left.iter().map(story).collect::<String>());
+    }
+}
+
+#[test]
+fn orphans_do_not_become_zombies() {
+    let bench = Bench::with(json!([
+        { "name": "zed", "kind": "oneshot", "shell": "i=0; while [ $i -lt 500 ]; do (true &) ; i=$((i+1)); done; wait" },
+    ]));
+    bench.wait("zed", ServiceState::Completed);
+    let me = std::process::id();
+    let zombies = || {
+        let rows = machinist::host::process::snapshot();
+        rows.into_iter().filter(|row| row.parent == me && row.zombie).count()
+    };
+    wait_until("every orphan to be reaped", LIMIT, || (zombies() == 0).then_some(()));
+    bench.stop_all(Duration::from_secs(5));
 }

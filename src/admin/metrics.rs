@@ -34,13 +34,14 @@ pub(super) async fn render(State(deps): State<AdminDeps>) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
 }
 
+type ReadUsage = fn(&Usage) -> f64;
+
 /// What the services' process trees use now: one pass over `/proc`, off the async workers.
 async fn services(text: &mut String, deps: &AdminDeps, services: &BTreeMap<Name, Arc<ServiceStatus>>) {
     let supervisor = deps.supervisor.clone();
     let Ok(usages) = tokio::task::spawn_blocking(move || supervisor.usage(PSS_BUDGET)).await else { return };
-    type Read = fn(&Usage) -> f64;
     #[expect(clippy::cast_precision_loss, reason = "a sample is a double")]
-    let families: [(&str, &str, &str, Read); 7] = [
+    let families: [(&str, &str, &str, ReadUsage); 7] = [
         ("cpu_seconds_total", "counter", "CPU time of the service's process tree.", |usage| usage.cpu_seconds),
         ("memory_bytes", "gauge", "Memory of the tree, shared pages divided (PSS).", |usage| usage.memory_bytes as f64),
         ("processes", "gauge", "Processes of the tree.", |usage| f64::from(usage.processes)),

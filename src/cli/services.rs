@@ -132,7 +132,7 @@ pub(super) async fn logs(args: LogsArgs, global: &Global) -> Result<ExitCode, Cl
     };
     for (key, value) in [("stream", &args.stream), ("grep", &args.grep), ("since", &args.since)] {
         if let Some(value) = value {
-            path += &format!("&{key}={}", segment(value));
+            path = format!("{path}&{key}={}", segment(value));
         }
     }
     if args.follow {

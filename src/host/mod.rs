@@ -2,6 +2,7 @@
 
 mod cgroup;
 mod gpu;
+mod memory;
 mod pressure;
 pub mod process;
 pub mod provision;
@@ -13,6 +14,7 @@ mod watch;
 
 pub use cgroup::{Cgroup, CgroupLimits, Cgroups, oom_kills};
 pub use gpu::{Gpu, gpus};
+pub use memory::give_back;
 pub use pressure::{Level, Resource, levels};
 pub use signals::{HostSignal, listen};
 pub use state_dir::{Identity, StateDir, StateDirError};

@@ -28,7 +28,7 @@ pub struct Meter {
     pss: HashMap<(u32, u64), (u64, Instant)>,
 }
 
-/// USER_HZ, fixed on Linux.
+/// `USER_HZ`, fixed on Linux.
 const TICKS: f64 = 100.0;
 const PAGE: u64 = 4096;
 

@@ -193,7 +193,7 @@ fn the_whole_table() {
         assert_eq!(machine.state, state);
         machine
     };
-    let mut table = String::new();
+    let mut table = Vec::new();
     for state in MachineState::ALL {
         for choice in 0..EVENTS {
             let mut machine = reach(state);
@@ -207,11 +207,11 @@ fn the_whole_table() {
                 .map(|effect| format!("{effect:?}").split([' ', '(', '{']).next().unwrap_or_default().to_owned())
                 .collect();
             if machine.state != state || !effects.is_empty() {
-                table += &format!("{state:<18} + {what:<17} -> {:<18} {}\n", machine.state, effects.join(", "));
+                table.push(format!("{state:<18} + {what:<17} -> {:<18} {}", machine.state, effects.join(", ")));
             }
         }
     }
-    insta::assert_snapshot!(table);
+    insta::assert_snapshot!("the_whole_table", table.join("\n"));
 }
 
 const EVENTS: u8 = 19;

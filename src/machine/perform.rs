@@ -14,7 +14,7 @@ use super::startup::Timeline;
 use super::workers::Workers;
 use crate::admin::{ControlReply, MachineState, Rejection};
 use crate::base::{Problem, Problems, Timestamp};
-use crate::host::{FileWatcher, Level};
+use crate::host::{FileWatcher, Level, give_back};
 use crate::queue::QueueStats;
 use crate::spec::{Change, Diff, ServiceChange};
 use crate::supervisor::{StartMode, SupervisorHandle};
@@ -57,6 +57,7 @@ impl Performer {
             }
             Effect::AnnounceStarted => {
                 self.events.emit(&StartupComplete { took_ms: self.timeline.elapsed_ms() });
+                tokio::task::spawn_blocking(give_back);
             }
             Effect::AnnounceState { from, to, reason } => {
                 self.events.emit(&StateChanged { from, to, reason });

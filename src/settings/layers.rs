@@ -18,13 +18,16 @@ use crate::spec::{FieldProblem, Fields};
 const DEFAULTS: &str = include_str!("defaults.toml");
 const FILES: [&str; 4] = ["machine.toml", "machine.json", "machine.yaml", "machine.yml"];
 /// Environment variables of ours that are no settings.
-const OTHER_VARIABLES: [&str; 6] = [
+const OTHER_VARIABLES: &[&str] = &[
     "MACHINIST_URL",
     "MACHINIST_TOKEN",
     "MACHINIST_STATE_DIR",
     "MACHINIST_SCRIPTS_DIR",
     "MACHINIST_MARK",
     "MACHINIST_SERVICE",
+    "MACHINIST_INSTANCE",
+    "MACHINIST_PID",
+    "MACHINIST_EXEC",
 ];
 /// Short names that people know, and the settings they stand for.
 const SHORT_VARIABLES: [(&str, &str); 6] = [

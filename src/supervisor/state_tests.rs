@@ -226,7 +226,7 @@ fn the_whole_table() {
         State::Completed,
         State::Failed,
     ];
-    let mut table = String::new();
+    let mut table = Vec::new();
     for state in states {
         for event in EVERY_EVENT {
             let mut life = Lifecycle { desired: Desired::Up, state, failures: VecDeque::new(), restarts: 0 };
@@ -239,10 +239,11 @@ fn the_whole_table() {
                 .iter()
                 .map(|action| format!("{action:?}").split(" {").next().unwrap_or_default().to_owned())
                 .collect();
-            table += &format!("{:<9} + {event:?} -> {} {}\n", name(state), name(life.state), actions.join(", "));
+            let line = format!("{:<9} + {event:?} -> {} {}", name(state), name(life.state), actions.join(", "));
+            table.push(line);
         }
     }
-    insta::assert_snapshot!(table);
+    insta::assert_snapshot!("the_whole_table", table.join("\n"));
 }
 
 proptest! {

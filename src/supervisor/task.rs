@@ -1,3 +1,4 @@
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -26,8 +27,8 @@ use super::notify::{Notice, NotifySocket};
 use super::probe::{self, Prober, Verdict};
 use super::state::{Action, After, Event, Lifecycle, State};
 use super::status::{Desired, ServiceState, ServiceStatus, ServicesStatus};
-use crate::base::{Name, Timestamp};
-use crate::host::process::{ExecSetup, Exit, Hurry, Lineage, Processes, SpawnSpec, Stdin};
+use crate::base::{ByteSize, Name, Timestamp};
+use crate::host::process::{ExecSetup, Exit, Hurry, Lineage, Processes, SpawnSpec, Stdin, row};
 use crate::host::{self, Cgroup, CgroupLimits, Cgroups, FileWatcher};
 use crate::spec::{
     Condition, Diff, DrainTarget, Kind, MachineSpec, Need, ProbeKind, ProbeTarget, ServiceChange, ServiceSpec,
@@ -75,8 +76,8 @@ pub struct Supervisor {
     trees: Trees,
     /// A thread measures trees that have limits.
     measuring: bool,
-    /// Looked for when the first service wants one.
-    cgroups: Option<Option<Cgroups>>,
+    /// Looked for when the first service wants one; none within where none can be made.
+    cgroups: OnceCell<Option<Cgroups>>,
     hooks: Option<Arc<dyn ServiceHooks>>,
     status: Published<ServicesStatus>,
     published: Instant,
@@ -153,7 +154,7 @@ impl Supervisor {
             logs,
             trees,
             measuring: false,
-            cgroups: None,
+            cgroups: OnceCell::new(),
             hooks: None,
             status,
             published: Instant::now(),
@@ -664,9 +665,8 @@ impl Supervisor {
             return None;
         }
         let machine = self.config.machine.as_str();
-        let cgroups = self.cgroups.get_or_insert_with(|| Cgroups::detect(machine)).as_ref()?;
-        let wanted =
-            CgroupLimits { memory: limits.memory.map(|bytes| bytes.bytes()), cpu: limits.cpu, pids: limits.pids };
+        let cgroups = self.cgroups.get_or_init(|| Cgroups::detect(machine)).as_ref()?;
+        let wanted = CgroupLimits { memory: limits.memory.map(ByteSize::bytes), cpu: limits.cpu, pids: limits.pids };
         cgroups
             .group(name.as_str(), wanted)
             .inspect_err(|cause| tracing::warn!(service = %name, "no control group, its limits are measured: {cause}"))
@@ -824,15 +824,18 @@ impl Supervisor {
     fn clean_lineage(&mut self, name: &Name, kill_at: Option<Instant>) {
         let Some(service) = self.services.get_mut(name) else { return };
         service.end_notify();
-        service.detached.clear();
+        // Of earlier lives too, as long as they live.
+        let names = &service.spec.detach;
+        service.detached.retain(|pid| row(*pid).is_some_and(|row| !row.zombie && names.contains(&row.name)));
         let Some(lineage) = service.lineage.take() else { return };
+        if lineage.may_detach() {
+            service.detached.extend(self.config.processes.detached(&lineage));
+        }
         if !self.config.processes.left_orphans(&lineage) {
             return self.lineage_gone(name);
         }
         if !lineage.may_detach() && kill_at.is_none() && service.cgroup.as_ref().is_some_and(Cgroup::kill) {
             tracing::debug!(service = %name, "killed what was left in its control group");
-        } else if lineage.may_detach() {
-            service.detached = self.config.processes.detached(&lineage);
         }
         service.lineage = Some(lineage.clone());
         let incarnation = service.incarnation;

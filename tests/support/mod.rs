@@ -1,6 +1,8 @@
 //! What several test binaries share.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub mod machine;
+
 use std::time::{Duration, Instant};
 
 /// Waits until `condition` gives a value, looking every few milliseconds; fails the test after `limit`.

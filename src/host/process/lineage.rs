@@ -44,17 +44,40 @@ pub struct Leftover {
     pub command: String,
 }
 
-/// Whether an orphan of this lineage came to the engine. Costs one small read when none did: orphans become children of
-/// the engine's first thread, services of the thread that started them.
-pub(super) fn has_orphans(lineage: &Lineage, managed: &HashSet<u32>) -> bool {
+/// The children of the engine's first thread: orphans become children of that one, services of the thread that started
+/// them. None where the kernel has no such list. No child may be reaped meanwhile, or the kernel skips others.
+pub(super) fn adopted() -> Option<Vec<u32>> {
     let me = std::process::id();
-    let Ok(text) = fs::read_to_string(format!("/proc/self/task/{me}/children")) else {
-        // A kernel without these lists.
-        return !members(lineage, managed).is_empty();
-    };
-    let strangers =
-        text.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).filter(|pid| !managed.contains(pid));
-    strangers.filter_map(table::row).any(|row| !row.zombie && belongs(&row, lineage))
+    let text = fs::read_to_string(format!("/proc/self/task/{me}/children")).ok()?;
+    Some(text.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect())
+}
+
+/// What a look at adopted processes tells about a lineage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Look {
+    /// One of them is of it and lives.
+    Left,
+    /// None of them is, and so nothing of it lives: whatever lives of it hangs below one of them.
+    Nothing,
+    /// One that was of it, or may have been, has just died; what hung below it has been adopted since.
+    Again,
+}
+
+pub(super) fn look(pids: &[u32], lineage: &Lineage) -> Look {
+    let mut again = false;
+    for pid in pids {
+        match table::row(*pid) {
+            Some(row) if !row.zombie => {
+                if belongs(&row, lineage) && !lineage.detach.contains(&row.name) {
+                    return Look::Left;
+                }
+            }
+            // The dead still carry their tag until they are reaped.
+            Some(_) => again |= Tag::of(*pid).is_none_or(|tag| tag == lineage.tag),
+            None => again = true,
+        }
+    }
+    if again { Look::Again } else { Look::Nothing }
 }
 
 /// Everything alive of this lineage but what may detach. `managed` are the engine's other children.
@@ -79,7 +102,7 @@ fn split(lineage: &Lineage, managed: &HashSet<u32>) -> (Vec<u32>, Vec<u32>) {
         children.get(&me).into_iter().flatten().filter(ours).map(|row| (*row, false)).collect();
     let (mut members, mut detached) = (BTreeSet::new(), BTreeSet::new());
     while let Some((row, outer)) = open.pop() {
-        let away = outer || (row.pid != lineage.pid && lineage.detach.iter().any(|name| *name == row.name));
+        let away = outer || (row.pid != lineage.pid && lineage.detach.contains(&row.name));
         if members.contains(&row.pid) || detached.contains(&row.pid) {
             continue;
         }

@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 
-use super::lineage::{self, Lineage};
+use super::lineage::{self, Lineage, Look};
 use super::spawn::spawn;
 use super::tag::Tag;
 use super::{Exit, SpawnSpec, Spawned};
@@ -18,6 +18,8 @@ type OnExit = Box<dyn FnOnce(Exit) + Send>;
 
 /// Without any child there is nothing to wait on; as PID 1 a stranger's orphan may still arrive.
 const CHILDLESS_LOOK: Duration = Duration::from_secs(5);
+/// Looks at the adopted before the answer is left to a longer one.
+const LOOKS: u32 = 50;
 /// Between two looks at what is to go; a reaped process brings the next look forward.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -42,7 +44,8 @@ struct Shared {
 pub type Hurry = Arc<AtomicBool>;
 
 impl Processes {
-    /// Makes this process the reaper of its descendants and starts the thread. `life` is `<machine>/<incarnation>`, with
+    /// Makes this process the reaper of its descendants and starts the thread; once in a process, since a second reaper would
+    /// take the children of the first. `life` is `<machine>/<incarnation>`, with
     /// which all marks begin.
     pub fn start(life: &str) -> io::Result<Self> {
         nix::sys::prctl::set_child_subreaper(true)?;
@@ -86,9 +89,25 @@ impl Processes {
         }
     }
 
-    /// Whether a process that has been reaped left others behind.
+    /// Whether a process that has ended left others behind, besides detached ones.
     pub fn left_orphans(&self, lineage: &Lineage) -> bool {
-        lineage::has_orphans(lineage, &self.managed())
+        for _ in 0..LOOKS {
+            // Nothing is reaped while the lock is held, which keeps the list whole.
+            let managed = self.shared.lock();
+            let strangers = lineage::adopted().map(|mut pids| {
+                pids.retain(|pid| !managed.contains_key(pid));
+                pids
+            });
+            drop(managed);
+            match strangers.map(|pids| lineage::look(&pids, lineage)) {
+                Some(Look::Left) => return true,
+                Some(Look::Nothing) => return false,
+                Some(Look::Again) => std::thread::yield_now(),
+                None => return !self.members(lineage).is_empty(),
+            }
+        }
+        // So much dies at once that only a longer look can tell.
+        true
     }
 
     /// All that lives of it, its detached programs aside.
@@ -131,7 +150,9 @@ impl Processes {
             if hard {
                 give_up.get_or_insert(now + patience);
             }
-            if members.is_empty() || give_up.is_some_and(|at| now >= at) {
+            // A process that forks and ends while the table is read hides its child; a look at the adopted finds it.
+            let gone = members.is_empty() && !self.left_orphans(lineage);
+            if gone || give_up.is_some_and(|at| now >= at) {
                 return met.len();
             }
             for member in members {

@@ -83,7 +83,7 @@ pub(super) async fn fetch(
     let status = response.status();
     if status == StatusCode::RANGE_NOT_SATISFIABLE && have > 0 {
         // All of it is there already, or it is another file by now: the checksum tells.
-        return finish(item, &to, &part, &note, progress);
+        return finish(item, &to, &part, &note, true, progress);
     }
     if !status.is_success() {
         let why = format!("the server answered {status}");
@@ -120,10 +120,17 @@ pub(super) async fn fetch(
     if total.is_some_and(|total| done < total) {
         return Err(ProvisionError::Passing(format!("the connection ended after {done} bytes")));
     }
-    finish(item, &to, &part, &note, progress)
+    finish(item, &to, &part, &note, resumed, progress)
 }
 
-fn finish(item: &Download, to: &Path, part: &Path, note: &Path, progress: &Progress) -> Result<(), ProvisionError> {
+fn finish(
+    item: &Download,
+    to: &Path,
+    part: &Path,
+    note: &Path,
+    resumed: bool,
+    progress: &Progress,
+) -> Result<(), ProvisionError> {
     let sum = sha256_of(part).map_err(|cause| lasting(part, &cause))?;
     if let Some(wanted) = &item.sha256
         && !wanted.eq_ignore_ascii_case(&sum)
@@ -131,7 +138,9 @@ fn finish(item: &Download, to: &Path, part: &Path, note: &Path, progress: &Progr
         // What is there is of no use, whatever it is.
         let _ = std::fs::remove_file(part);
         let _ = std::fs::remove_file(note);
-        return Err(ProvisionError::Passing(format!("its SHA-256 is {sum}, wanted is {wanted}")));
+        let why = format!("its SHA-256 is {sum}, wanted is {wanted}");
+        // Parts of two files make none; one whole file that is wrong will not be another the next time.
+        return Err(if resumed { ProvisionError::Passing(why) } else { ProvisionError::Lasting(why) });
     }
     std::fs::rename(part, to).map_err(|cause| lasting(to, &cause))?;
     let _ = std::fs::remove_file(note);

@@ -246,7 +246,8 @@ mod tests {
         let writer = Writer::start("test").unwrap();
         let nobody: Arc<dyn Fn(u64) + Send + Sync> = Arc::new(|_| panic!("nothing is lost"));
         for chunk in 0..50 {
-            let text: String = (0..20).map(|n| format!("line {chunk}-{n}\n")).collect();
+            let lines: Vec<String> = (0..20).map(|n| format!("line {chunk}-{n}\n")).collect();
+            let text = lines.concat();
             writer.submit(Target::File(Arc::clone(&path)), text.into_bytes(), 20, 2_000, &nobody);
         }
         writer.flush(Duration::from_secs(10));
