@@ -17,6 +17,10 @@ use machinist::telemetry::EventLog;
 use serde_json::{Value, json};
 use support::{free_port, processes_with, wait_until};
 
+/// One process has one reaper.
+static PROCESSES: OnceLock<Processes> = OnceLock::new();
+static BENCHES: AtomicUsize = AtomicUsize::new(0);
+
 const LIMIT: Duration = Duration::from_secs(20);
 
 struct Bench {
@@ -29,9 +33,6 @@ impl Bench {
     fn new() -> Self {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let dir = tempfile::tempdir().unwrap();
-        // One process has one reaper.
-        static PROCESSES: OnceLock<Processes> = OnceLock::new();
-        static BENCHES: AtomicUsize = AtomicUsize::new(0);
         let processes = PROCESSES.get_or_init(|| Processes::start(&format!("test/{}", std::process::id())).unwrap());
         let number = BENCHES.fetch_add(1, Ordering::Relaxed);
         let config = SupervisorConfig {
