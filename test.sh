@@ -15,6 +15,9 @@ install() { # install PROGRAM PACKAGE
 install cc gcc
 install promtool prometheus
 install redis-server redis-server
+install git git
+install python3 python3
+python3 -c 'import ensurepip, venv' 2>/dev/null || install no-such-program-but-python3-venv python3-venv
 
 if cargo nextest --version >/dev/null 2>&1; then
     cargo nextest run --no-fail-fast "$@"

@@ -361,3 +361,37 @@ fn recover(m, shortage) { process::run(#{ argv: ["sh", "-c", `printf ${shortage.
     assert!(health.contains("\"resources\":{\"ok\":false"), "{health}");
     assert_eq!(machine.stop(), Some(0));
 }
+
+/// Containers run as PID 1, with a read-only root, as a user that has no name.
+#[test]
+fn it_runs_as_pid_1_as_any_user_and_on_a_read_only_root() {
+    let script = r#"
+fn services(m) { [
+    #{ name: "web", shell: "(sleep 0.1 &) ; exec sleep 60" },
+    #{ name: "once", kind: "oneshot", shell: "id -u; echo $$" },
+] }
+"#;
+    let inside = |prefix: &[&str]| {
+        let mut machine = Machine::new(script, "[shutdown]\ngrace = \"5s\"\n");
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+        std::fs::set_permissions(machine.dir.path(), open).unwrap();
+        machine.prefix = prefix.iter().map(|word| (*word).to_owned()).collect();
+        machine.start();
+        machine.wait_healthy();
+        let status = machine.status().unwrap();
+        assert_eq!(machine.drain(), Some(0), "{prefix:?}: {}", machine.log());
+        status
+    };
+    if !nix::unistd::Uid::effective().is_root()
+        || !Command::new("unshare").args(["--pid", "--fork", "true"]).status().unwrap().success()
+    {
+        println!("namespaces need rights that are not there, nothing to show");
+        return;
+    }
+    let as_pid_1 = inside(&["unshare", "--fork", "--pid", "--mount-proc"]);
+    assert_eq!(as_pid_1["machine"]["pid"], 1);
+    inside(&["setpriv", "--reuid", "54321", "--regid", "54321", "--clear-groups"]);
+    let read_only = "mount --make-rprivate / && mount --bind \"$MACHINIST_STATE_DIR\" \"$MACHINIST_STATE_DIR\" && \
+                     mount -o remount,bind,ro / && ! touch /no 2>/dev/null && exec \"$@\"";
+    inside(&["unshare", "--mount", "sh", "-c", &format!("mkdir -p \"$MACHINIST_STATE_DIR\" && {read_only}"), "sh"]);
+}

@@ -41,7 +41,7 @@ impl Bench {
             processes: processes.clone(),
             events: EventLog::new(1000),
             log_dir: Some(dir.path().join("logs")),
-            passthrough: false,
+            passthrough: None,
             default_cwd: dir.path().to_owned(),
             base_env: std::env::vars_os().collect(),
             runtime: runtime.handle().clone(),

@@ -19,6 +19,7 @@ use clap::{Args, Parser, Subcommand};
 pub use exit::CliError;
 
 use crate::host::process::{EXEC_NAME, exec_main};
+use crate::host::reserve_descriptors;
 
 /// Turns a container or a workstation into a machine.
 #[derive(Debug, Parser)]
@@ -75,6 +76,9 @@ enum Command {
     Step(step::StepArgs),
 }
 
+/// Enough for a thousand services with their logs.
+const DESCRIPTORS: i32 = 4096;
+
 /// Parses the command line and runs what it asks for.
 pub fn main() -> ExitCode {
     if std::env::args_os().next().is_some_and(|name| name == EXEC_NAME) {
@@ -91,6 +95,9 @@ pub fn main() -> ExitCode {
 }
 
 fn execute(cli: Cli) -> Result<ExitCode, CliError> {
+    if matches!(cli.command, Command::Run(_)) {
+        reserve_descriptors(DESCRIPTORS);
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 8)))
         .enable_all()

@@ -18,6 +18,6 @@ pub use memory::give_back;
 pub use pressure::{Level, Resource, levels};
 pub use signals::{HostSignal, listen};
 pub use state_dir::{Identity, StateDir, StateDirError};
-pub use system::{Resources, host_name, resources};
+pub use system::{Resources, host_name, reserve_descriptors, resources};
 pub use usage::{Meter, Usage};
 pub use watch::FileWatcher;

@@ -26,9 +26,9 @@ use crate::host::{self, FileWatcher, HostSignal, Identity, StateDir, StateDirErr
 use crate::queue::{Broker, BrokerError, EmbeddedBroker, EmbeddedConfig};
 use crate::script::{MachineContext, ScriptHost, ScriptHostConfig};
 use crate::settings::{Overrides, QueueBackend, Settings};
-use crate::spec::Hardware;
+use crate::spec::{Hardware, LogFileFormat};
 use crate::supervisor::{StartMode, Supervisor, SupervisorConfig, SupervisorHandle};
-use crate::telemetry::{EventLog, metrics};
+use crate::telemetry::{EventLog, LogFormat, metrics};
 
 /// Events kept for readers that come late.
 const EVENTS_KEPT: usize = 10_000;
@@ -73,7 +73,10 @@ pub async fn run(dir: &Path, settings: Settings, overrides: Overrides) -> Result
         processes: processes.clone(),
         events: events.clone(),
         log_dir: Some(settings.state_dir.join("logs")),
-        passthrough: settings.log.services,
+        passthrough: settings.log.services.then_some(match settings.log.format {
+            LogFormat::Text => LogFileFormat::Text,
+            LogFormat::Json => LogFileFormat::Json,
+        }),
         default_cwd: settings.dir.clone(),
         base_env: std::env::vars_os().filter(|(name, _)| name != "MACHINIST_TOKEN").collect(),
         runtime: Handle::current(),

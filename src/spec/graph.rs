@@ -1,4 +1,5 @@
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
 use std::fmt;
 
 use super::{Condition, Kind, MachineSpec, Need, ServiceSpec};
@@ -42,23 +43,42 @@ impl ServiceSpec {
 /// # Panics
 /// Never: a walk that starts inside a cycle comes back to a place it has been.
 pub fn start_order(machine: &MachineSpec) -> Result<Vec<Name>, Cycle> {
-    let mut waiting: BTreeMap<&Name, Vec<Name>> = BTreeMap::new();
-    for service in &machine.services {
-        let needs = service.waits_for(machine).into_iter().map(|need| need.service);
-        waiting.insert(&service.name, needs.filter(|need| machine.service(need).is_some()).collect());
+    let index: HashMap<&Name, usize> =
+        machine.services.iter().enumerate().map(|(index, service)| (&service.name, index)).collect();
+    let mut waits_for: Vec<BTreeSet<usize>> = Vec::with_capacity(machine.services.len());
+    let mut followers: Vec<Vec<usize>> = vec![Vec::new(); machine.services.len()];
+    for (follower, service) in machine.services.iter().enumerate() {
+        let needs = service.waits_for(machine).into_iter();
+        let needs: BTreeSet<usize> = needs.filter_map(|need| index.get(&need.service).copied()).collect();
+        for need in &needs {
+            followers[*need].push(follower);
+        }
+        waits_for.push(needs);
     }
+    let mut left: Vec<usize> = waits_for.iter().map(BTreeSet::len).collect();
+    // The earliest in the script of those that wait for nothing any more.
+    let mut free: BinaryHeap<Reverse<usize>> =
+        left.iter().enumerate().filter(|(_, count)| **count == 0).map(|(index, _)| Reverse(index)).collect();
     let mut order: Vec<Name> = Vec::with_capacity(machine.services.len());
-    while order.len() < machine.services.len() {
-        let next = machine.services.iter().map(|service| &service.name).find(|name| {
-            !order.contains(name) && waiting.get(*name).is_some_and(|needs| needs.iter().all(|n| order.contains(n)))
-        });
-        let Some(next) = next else {
-            let stuck = machine.services.iter().map(|service| &service.name).filter(|name| !order.contains(name));
-            return Err(shortest_cycle(stuck.collect(), &waiting));
-        };
-        order.push(next.clone());
+    while let Some(Reverse(next)) = free.pop() {
+        order.push(machine.services[next].name.clone());
+        for follower in &followers[next] {
+            left[*follower] -= 1;
+            if left[*follower] == 0 {
+                free.push(Reverse(*follower));
+            }
+        }
     }
-    Ok(order)
+    if order.len() == machine.services.len() {
+        return Ok(order);
+    }
+    let name = |index: usize| &machine.services[index].name;
+    let stuck = (0..machine.services.len()).filter(|index| left[*index] > 0);
+    let waiting: BTreeMap<&Name, Vec<Name>> = stuck
+        .clone()
+        .map(|index| (name(index), waits_for[index].iter().map(|need| name(*need).clone()).collect()))
+        .collect();
+    Err(shortest_cycle(stuck.map(name).collect(), &waiting))
 }
 
 fn shortest_cycle(stuck: Vec<&Name>, waiting: &BTreeMap<&Name, Vec<Name>>) -> Cycle {

@@ -50,7 +50,8 @@ pub(super) struct ServiceExited {
     pub asked: bool,
     /// The kernel killed it, or one of its processes, for want of memory.
     pub out_of_memory: bool,
-    pub last_stderr: Option<String>,
+    /// The last lines on standard error, oldest first.
+    pub last_stderr: Vec<String>,
 }
 
 impl Observed for ServiceExited {
@@ -62,7 +63,7 @@ impl Observed for ServiceExited {
         Some(self.service.to_string())
     }
     fn message(&self) -> String {
-        let last = self.last_stderr.as_ref().filter(|_| !self.asked).map(|line| format!("; it said last: {line}"));
+        let last = self.last_stderr.last().filter(|_| !self.asked).map(|line| format!("; it said last: {line}"));
         let oom = if self.out_of_memory { " for want of memory" } else { "" };
         format!("{} (pid {}) ended: {}{oom}{}", self.service, self.pid, self.exit, last.unwrap_or_default())
     }

@@ -31,13 +31,16 @@ use crate::base::{ByteSize, Name, Timestamp};
 use crate::host::process::{ExecSetup, Exit, Hurry, Lineage, Processes, SpawnSpec, Stdin, row};
 use crate::host::{self, Cgroup, CgroupLimits, Cgroups, FileWatcher};
 use crate::spec::{
-    Condition, Diff, DrainTarget, Kind, MachineSpec, Need, ProbeKind, ProbeTarget, ServiceChange, ServiceSpec,
-    StopSignal,
+    Condition, Diff, DrainTarget, Kind, LogFileFormat, MachineSpec, Need, ProbeKind, ProbeTarget, ServiceChange,
+    ServiceSpec, StopSignal,
 };
 use crate::telemetry::{EventLog, Observed, Published};
 
 /// What the kernel cannot end within this time is reported and left.
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
+/// After a spawn nobody is told anything for so long: whoever listens would wake up, and take the CPU from the program that
+/// is just starting.
+const SETTLE: Duration = Duration::from_millis(1);
 /// Between two publications of the status when much happens.
 const PUBLISH_EVERY: Duration = Duration::from_millis(5);
 /// A schedule is looked at again at least so often, since somebody may set the clock.
@@ -55,8 +58,8 @@ pub struct SupervisorConfig {
     pub events: EventLog,
     /// Where services' log files go; none keeps no files.
     pub log_dir: Option<PathBuf>,
-    /// Print services' lines on the engine's standard output too.
-    pub passthrough: bool,
+    /// Print services' lines on the engine's standard output too, in this format.
+    pub passthrough: Option<LogFileFormat>,
     pub default_cwd: PathBuf,
     /// The environment that services build on.
     pub base_env: Vec<(OsString, OsString)>,
@@ -82,6 +85,7 @@ pub struct Supervisor {
     status: Published<ServicesStatus>,
     published: Instant,
     publish_at: Option<Instant>,
+    settle_at: Option<Instant>,
     /// Told when the turn is over, so that nobody who listens comes before the next start.
     announcements: Vec<(Streams, Announcement)>,
     /// The kernel's count of processes killed for want of memory, as last seen.
@@ -159,6 +163,7 @@ impl Supervisor {
             status,
             published: Instant::now(),
             publish_at: None,
+            settle_at: None,
             announcements: Vec::new(),
             oom_kills: Arc::new(AtomicU64::new(host::oom_kills().unwrap_or(0))),
             ending: None,
@@ -186,8 +191,11 @@ impl Supervisor {
             }
             self.fire_timers();
             self.progress();
-            self.publish();
-            self.announce_all();
+            if self.settle_at.is_none_or(|at| at <= Instant::now()) {
+                self.settle_at = None;
+                self.publish();
+                self.announce_all();
+            }
         }
     }
 
@@ -388,14 +396,8 @@ impl Supervisor {
                 }
                 None => false,
             };
-            let event = ServiceExited {
-                service: owner.clone(),
-                pid,
-                exit,
-                asked,
-                out_of_memory,
-                last_stderr: last_stderr.clone(),
-            };
+            let event = ServiceExited { service: owner.clone(), pid, exit, asked, out_of_memory, last_stderr };
+            let last_stderr = event.last_stderr.last().cloned();
             events.emit(&event);
             let _ = sender.send(Message::LastWords { name: owner, incarnation, last_stderr, out_of_memory });
         };
@@ -617,6 +619,7 @@ impl Supervisor {
             let _ = sender.send(Message::Exited { name: owner, incarnation, exit });
         };
         let spawned = self.config.processes.spawn(&spec, on_exit);
+        self.settle_at.get_or_insert_with(|| Instant::now() + SETTLE);
         let Some(service) = self.services.get_mut(name) else { return };
         match spawned {
             Ok(spawned) => {
@@ -634,7 +637,14 @@ impl Supervisor {
                 if measured {
                     self.measure();
                 }
-                self.announce(ServiceStarted { service: name.clone(), pid: spawned.pid, incarnation });
+                let started = ServiceStarted { service: name.clone(), pid: spawned.pid, incarnation };
+                let kills = Arc::clone(&self.oom_kills);
+                let announcement = move |events: &EventLog| {
+                    // What was killed before this start does not explain its end.
+                    kills.store(host::oom_kills().unwrap_or(0), Ordering::Relaxed);
+                    events.emit(&started);
+                };
+                self.announcements.push((Streams::default(), Box::new(announcement)));
                 self.turn(name, Event::Spawned);
             }
             Err(cause) => {
@@ -861,7 +871,7 @@ impl Supervisor {
             .values()
             .flat_map(|service| service.life.timer_at().into_iter().chain(service.next_run.map(|(_, at)| at)));
         let ending = self.ending.as_ref().filter(|ending| !ending.killed).map(|ending| ending.deadline);
-        services.chain(ending).chain(self.publish_at).min()
+        services.chain(ending).chain(self.publish_at).chain(self.settle_at).min()
     }
 
     fn fire_timers(&mut self) {

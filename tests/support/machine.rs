@@ -23,6 +23,8 @@ pub struct Machine {
     pub url: String,
     pub engine: Option<Child>,
     pub environment: Vec<(String, String)>,
+    /// What the engine is started by: `unshare ...`.
+    pub prefix: Vec<String>,
 }
 
 impl Machine {
@@ -30,7 +32,7 @@ impl Machine {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("machine")).unwrap();
         let url = format!("http://127.0.0.1:{}", free_port());
-        let machine = Self { dir, url, engine: None, environment: Vec::new() };
+        let machine = Self { dir, url, engine: None, environment: Vec::new(), prefix: Vec::new() };
         machine.write("machine.rhai", script);
         machine.write("machine.toml", settings);
         machine
@@ -57,7 +59,11 @@ impl Machine {
     }
 
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(BINARY);
+        self.command_of(BINARY, arguments)
+    }
+
+    fn command_of(&self, program: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program);
         command
             .args(arguments)
             .env("MACHINIST_STATE_DIR", self.dir.path().join("state"))
@@ -72,7 +78,12 @@ impl Machine {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.dir.path().join("log")).unwrap();
         let address = self.url.strip_prefix("http://").unwrap().to_owned();
         let directory = self.path("").display().to_string();
-        let mut command = self.command(&["run", &directory, "--listen", &address]);
+        let mut arguments: Vec<&str> = self.prefix.iter().skip(1).map(String::as_str).collect();
+        if !self.prefix.is_empty() {
+            arguments.push(BINARY);
+        }
+        arguments.extend(["run", &directory, "--listen", &address]);
+        let mut command = self.command_of(self.prefix.first().map_or(BINARY, String::as_str), &arguments);
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         self.engine = Some(command.spawn().unwrap());
     }
@@ -130,6 +141,12 @@ impl Machine {
         let engine = self.engine.as_ref().unwrap();
         let pid = nix::unistd::Pid::from_raw(engine.id().cast_signed());
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        self.wait_exit()
+    }
+
+    /// Asks for the end over HTTP and waits for the exit code.
+    pub fn drain(&mut self) -> Option<i32> {
+        self.cli(&["drain"]);
         self.wait_exit()
     }
 

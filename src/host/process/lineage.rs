@@ -63,9 +63,13 @@ pub(super) enum Look {
     Again,
 }
 
-pub(super) fn look(pids: &[u32], lineage: &Lineage) -> Look {
+/// Gives up at `until`, with [`Look::Again`].
+pub(super) fn look(pids: &[u32], lineage: &Lineage, until: Instant) -> Look {
     let mut again = false;
     for pid in pids {
+        if Instant::now() >= until {
+            return Look::Again;
+        }
         match table::row(*pid) {
             Some(row) if !row.zombie => {
                 if belongs(&row, lineage) && !lineage.detach.contains(&row.name) {

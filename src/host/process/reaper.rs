@@ -18,8 +18,9 @@ type OnExit = Box<dyn FnOnce(Exit) + Send>;
 
 /// Without any child there is nothing to wait on; as PID 1 a stranger's orphan may still arrive.
 const CHILDLESS_LOOK: Duration = Duration::from_secs(5);
-/// Looks at the adopted before the answer is left to a longer one.
-const LOOKS: u32 = 50;
+/// What the supervisor's thread spends on a look at the adopted, and what a thread of its own does.
+const SHORT_LOOK: Duration = Duration::from_millis(2);
+const LONG_LOOK: Duration = Duration::from_secs(1);
 /// Between two looks at what is to go; a reaped process brings the next look forward.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -89,9 +90,15 @@ impl Processes {
         }
     }
 
-    /// Whether a process that has ended left others behind, besides detached ones.
+    /// Whether a process that has ended left others behind, besides detached ones. Usually costs one small read; when so
+    /// much is being adopted that a short look cannot tell, the answer is yes, for [`Self::end_lineage`] to find out.
     pub fn left_orphans(&self, lineage: &Lineage) -> bool {
-        for _ in 0..LOOKS {
+        self.looks_left(lineage, SHORT_LOOK)
+    }
+
+    fn looks_left(&self, lineage: &Lineage, patience: Duration) -> bool {
+        let until = Instant::now() + patience;
+        loop {
             // Nothing is reaped while the lock is held, which keeps the list whole.
             let managed = self.shared.lock();
             let strangers = lineage::adopted().map(|mut pids| {
@@ -99,15 +106,14 @@ impl Processes {
                 pids
             });
             drop(managed);
-            match strangers.map(|pids| lineage::look(&pids, lineage)) {
+            match strangers.map(|pids| lineage::look(&pids, lineage, until)) {
                 Some(Look::Left) => return true,
                 Some(Look::Nothing) => return false,
+                Some(Look::Again) if Instant::now() >= until => return true,
                 Some(Look::Again) => std::thread::yield_now(),
                 None => return !self.members(lineage).is_empty(),
             }
         }
-        // So much dies at once that only a longer look can tell.
-        true
     }
 
     /// All that lives of it, its detached programs aside.
@@ -151,7 +157,7 @@ impl Processes {
                 give_up.get_or_insert(now + patience);
             }
             // A process that forks and ends while the table is read hides its child; a look at the adopted finds it.
-            let gone = members.is_empty() && !self.left_orphans(lineage);
+            let gone = members.is_empty() && !self.looks_left(lineage, LONG_LOOK);
             if gone || give_up.is_some_and(|at| now >= at) {
                 return met.len();
             }

@@ -14,6 +14,8 @@ use super::{LogStream, ServiceLog};
 pub(super) const MAX_LINE: usize = 64 * 1024;
 /// Read at once; as much as a pipe holds.
 const READ: usize = 64 * 1024;
+/// What the pipe of a service that fills it is made to hold.
+const WIDE: libc::c_int = 256 * 1024;
 /// Reads of one pipe in a row, while others wait.
 const FAIR_SHARE: usize = 8;
 const WAKE: u64 = 0;
@@ -46,6 +48,8 @@ struct Source {
     stream: LogStream,
     /// The beginning of a line whose end has not come yet.
     partial: Vec<u8>,
+    /// Its pipe was made to hold more.
+    widened: bool,
 }
 
 enum Order {
@@ -80,7 +84,8 @@ impl Collector {
             let event = EpollEvent::new(EpollFlags::EPOLLIN, token);
             match self.shared.epoll.add(&pipe, event) {
                 Ok(()) => {
-                    let source = Source { pipe, log: log.clone(), incarnation, stream, partial: Vec::new() };
+                    let source =
+                        Source { pipe, log: log.clone(), incarnation, stream, partial: Vec::new(), widened: false };
                     arrivals.sources.push((token, source));
                     tokens.push(token);
                 }
@@ -137,6 +142,11 @@ fn read(epoll: &Epoll, sources: &mut HashMap<u64, Source>, token: u64, buffer: &
         match source.pipe.read(buffer) {
             Ok(0) => ended = true,
             Ok(count) => {
+                if count == buffer.len() && !std::mem::replace(&mut source.widened, true) {
+                    // Who writes so much is held up less by a larger pipe. An unprivileged engine may be refused, which
+                    // costs only time.
+                    let _ = fcntl(source.pipe.as_fd(), FcntlArg::F_SETPIPE_SZ(WIDE));
+                }
                 source.log.append(source.incarnation, source.stream, &mut source.partial, &buffer[..count]);
                 continue;
             }

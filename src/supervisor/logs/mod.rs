@@ -6,6 +6,7 @@ mod format;
 mod ring;
 mod writer;
 
+use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,11 +21,12 @@ use ring::Ring;
 use writer::{Target, Writer};
 
 use crate::base::{Name, Timestamp};
-use crate::spec::LogLimits;
+use crate::spec::{LogFileFormat, LogLimits};
 
 /// The rate of lines is measured over so long.
 const RATE_WINDOW: Duration = Duration::from_secs(10);
-/// So much of the last line on standard error explains the end of a process.
+/// So many of the last lines on standard error, and so much of each, explain the end of a process.
+const LAST_LINES: usize = 5;
 const LAST_WORDS: usize = 500;
 
 /// One line that a service wrote.
@@ -61,7 +63,7 @@ pub struct LogFilter {
 #[derive(Clone)]
 pub(super) struct LogSinks {
     files: Option<(Arc<Path>, Writer)>,
-    stdout: Option<Writer>,
+    stdout: Option<(LogFileFormat, Writer)>,
 }
 
 /// What is kept of one service's output.
@@ -82,8 +84,27 @@ struct Inner {
     lost: Arc<dyn Fn(u64) + Send + Sync>,
     rate: Rate,
     watcher: Option<Watcher>,
-    /// The newest line on stderr of an incarnation explains its end.
-    last_stderr: (u64, Vec<u8>),
+    last_stderr: LastWords,
+}
+
+/// The newest lines on standard error of one incarnation. Their buffers are used again.
+#[derive(Default)]
+struct LastWords {
+    incarnation: u64,
+    lines: VecDeque<Vec<u8>>,
+}
+
+impl LastWords {
+    fn push(&mut self, incarnation: u64, text: &[u8]) {
+        if self.incarnation != incarnation {
+            self.incarnation = incarnation;
+            self.lines.clear();
+        }
+        let mut line = if self.lines.len() == LAST_LINES { self.lines.pop_front() } else { None }.unwrap_or_default();
+        line.clear();
+        line.extend_from_slice(&text[..text.len().min(LAST_WORDS)]);
+        self.lines.push_back(line);
+    }
 }
 
 /// Told of the first line that matches.
@@ -118,16 +139,18 @@ impl LogFilter {
 }
 
 impl LogSinks {
-    pub fn start(directory: Option<&Path>, passthrough: bool) -> std::io::Result<Self> {
+    pub fn start(directory: Option<&Path>, passthrough: Option<LogFileFormat>) -> std::io::Result<Self> {
         let files =
             directory.map(|path| Ok::<_, std::io::Error>((path.into(), Writer::start("log-files")?))).transpose()?;
-        let stdout = passthrough.then(|| Writer::start("log-stdout")).transpose()?;
+        let stdout =
+            passthrough.map(|format| Ok::<_, std::io::Error>((format, Writer::start("log-stdout")?))).transpose()?;
         Ok(Self { files, stdout })
     }
 
     /// Returns when everything is written, at the latest after `patience`.
     pub fn flush(&self, patience: Duration) {
-        let writers = self.files.iter().map(|(_, writer)| writer).chain(&self.stdout);
+        let files = self.files.iter().map(|(_, writer)| writer);
+        let writers = files.chain(self.stdout.iter().map(|(_, writer)| writer));
         writers.for_each(|writer| writer.flush(patience));
     }
 }
@@ -150,7 +173,7 @@ impl ServiceLog {
             lost,
             rate: Rate { begun: Instant::now(), lines: 0, dropped: 0 },
             watcher: None,
-            last_stderr: (0, Vec::new()),
+            last_stderr: LastWords::default(),
         };
         Self { inner: Arc::new(Mutex::new(inner)), latest: watch::Sender::new(0), dropped }
     }
@@ -171,10 +194,11 @@ impl ServiceLog {
         self.lock().watcher = Some(Watcher { incarnation, pattern, found: Box::new(found) });
     }
 
-    pub fn last_stderr(&self, incarnation: u64) -> Option<String> {
+    /// The last lines on standard error of this incarnation, oldest first.
+    pub fn last_stderr(&self, incarnation: u64) -> Vec<String> {
         let inner = self.lock();
-        let (of, text) = &inner.last_stderr;
-        (*of == incarnation && !text.is_empty()).then(|| String::from_utf8_lossy(text).into_owned())
+        let last = Some(&inner.last_stderr).filter(|last| last.incarnation == incarnation);
+        last.into_iter().flat_map(|last| &last.lines).map(|line| String::from_utf8_lossy(line).into_owned()).collect()
     }
 
     /// The newest `limit` lines after `after` that the filter takes, oldest first.
@@ -274,7 +298,13 @@ impl<'a> Batch<'a> {
         let file = file
             .map(|(_, writer)| (Stamp::new(inner.limits.format, at, service, incarnation, stream), writer.buffer()));
         let stdout = inner.sinks.stdout.as_ref();
-        let stdout = stdout.map(|writer| (Stamp::passthrough(service), writer.buffer()));
+        let stdout = stdout.map(|(format, writer)| {
+            let stamp = match format {
+                LogFileFormat::Text => Stamp::passthrough(service),
+                LogFileFormat::Json => Stamp::new(*format, at, service, incarnation, stream),
+            };
+            (stamp, writer.buffer())
+        });
         let mut batch = Self { inner, at, incarnation, stream, file, stdout, lines: 0, allowed: u64::MAX, found: None };
         batch.meter();
         batch
@@ -303,10 +333,7 @@ impl<'a> Batch<'a> {
             self.found = self.inner.watcher.take();
         }
         if self.stream == LogStream::Stderr && !text.is_empty() {
-            let (of, last) = &mut self.inner.last_stderr;
-            *of = self.incarnation;
-            last.clear();
-            last.extend_from_slice(&text[..text.len().min(LAST_WORDS)]);
+            self.inner.last_stderr.push(self.incarnation, text);
         }
         if self.allowed == 0 {
             self.inner.rate.dropped += 1;
@@ -334,7 +361,7 @@ impl<'a> Batch<'a> {
             if let (Some((_, writer)), Some((_, text)), Some(path)) = (&inner.sinks.files, file, &inner.path) {
                 writer.submit(Target::File(Arc::clone(path)), text, lines, inner.limits.file.bytes(), &inner.lost);
             }
-            if let (Some(writer), Some((_, text))) = (&inner.sinks.stdout, stdout) {
+            if let (Some((_, writer)), Some((_, text))) = (&inner.sinks.stdout, stdout) {
                 writer.submit(Target::Stdout, text, lines, 0, &inner.lost);
             }
         }
@@ -391,8 +418,12 @@ mod tests {
         assert_eq!(texts(&log, &grep), ["working"]);
         let later = LogFilter { since: Some(Timestamp::now().plus(Duration::from_secs(9))), ..LogFilter::default() };
         assert!(texts(&log, &later).is_empty());
-        assert_eq!(log.last_stderr(1).as_deref(), Some("no memory"));
-        assert_eq!(log.last_stderr(2), None);
+        assert_eq!(log.last_stderr(1), ["no memory"]);
+        for number in 0..10 {
+            log.append(2, LogStream::Stderr, &mut Vec::new(), format!("{number}\n").as_bytes());
+        }
+        assert_eq!(log.last_stderr(2), ["5", "6", "7", "8", "9"]);
+        assert!(log.last_stderr(1).is_empty());
     }
 
     #[test]

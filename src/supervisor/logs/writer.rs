@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Bytes that wait to be written, over all files.
-const MAX_WAITING: usize = 1024 * 1024;
+/// Bytes that wait to be written, over all files: what is written soon is still in the CPU's cache.
+const MAX_WAITING: usize = 256 * 1024;
 /// How long a reader waits for a slow disk before lines are dropped; a disk that hangs delays nobody for longer.
 const DISK_PATIENCE: Duration = Duration::from_secs(1);
 
