@@ -45,6 +45,7 @@ while time.time() - begun < SECONDS:
         slow = max(slow, sum(1 for s in services if s["state"] != "ready"))
         get("/metrics")
         samples.append(sample())
+        print(json.dumps(dict(at=round(time.time() - begun), kills=kills, **samples[-1])), file=sys.stderr, flush=True)
         next_sample += 5
     if pids:
         name = random.choice(list(pids))
@@ -65,7 +66,16 @@ t = time.time()
 p.send_signal(signal.SIGTERM)
 code = p.wait(60)
 stop_s = time.time() - t
-left = [x for x in os.listdir("/proc") if x.isdigit() and x != str(os.getpid()) and f"{d}/m" == (os.path.realpath(f"/proc/{x}/cwd"))]
+
+
+def directory(pid):
+    try:
+        return os.readlink(f"/proc/{pid}/cwd")
+    except OSError:
+        return None
+
+
+left = [x for x in os.listdir("/proc") if x.isdigit() and directory(x) == f"{d}/m"]
 third = max(1, len(samples) // 3)
 print(json.dumps(dict(
     seconds=SECONDS, kills=kills, restarts=restarts, not_ready_at_end=not_ready, most_not_ready=slow, dropped_lines=dropped,
