@@ -1,4 +1,4 @@
-//! What every queue backend promises, shown on the embedded one; and that nothing is lost over kill -9.
+//! What every queue backend promises, shown on each: a file, and a Redis; and that nothing is lost over kill -9.
 
 mod support;
 
@@ -10,28 +10,98 @@ use std::time::{Duration, Instant};
 
 use machinist::base::{Name, Timestamp};
 use machinist::queue::{
-    Broker, BrokerError, Claim, ClaimRequest, EmbeddedBroker, EmbeddedConfig, Failure, FailureClass, JobFilter, JobId,
-    JobState, Registration, Submission,
+    Broker, BrokerError, Claim, ClaimRequest, Failure, FailureClass, JobFilter, JobId, JobSchedule, JobState, Limit,
+    QueueConfig, Registration, Scope, Submission, Token, WebhookSender, connect_redis, open_embedded,
 };
 use machinist::spec::Capabilities;
 use serde_json::{Value, json};
+use support::redis::RedisServer;
 use support::wait_until;
 
-const LEASE: Duration = Duration::from_millis(400);
+const LEASE: Duration = Duration::from_millis(600);
+
+fn config() -> QueueConfig {
+    QueueConfig { lease: LEASE, max_losses: 2, ..QueueConfig::default() }
+}
 
 fn open(path: &Path) -> Arc<dyn Broker> {
-    let config = EmbeddedConfig { lease: LEASE, max_losses: 2, ..EmbeddedConfig::default() };
-    Arc::new(EmbeddedBroker::open(path, config).unwrap())
+    open_embedded(path, config()).unwrap()
 }
 
 struct Queue {
     broker: Arc<dyn Broker>,
-    _dir: tempfile::TempDir,
+    server: Option<RedisServer>,
+    dir: tempfile::TempDir,
 }
 
-fn queue() -> Queue {
-    let dir = tempfile::tempdir().unwrap();
-    Queue { broker: open(&dir.path().join("queue.db")), _dir: dir }
+#[derive(Clone, Copy)]
+enum Backend {
+    Embedded,
+    Redis,
+}
+
+impl Backend {
+    fn open(self) -> Queue {
+        self.open_with(config())
+    }
+
+    fn open_with(self, config: QueueConfig) -> Queue {
+        let dir = tempfile::tempdir().unwrap();
+        match self {
+            Self::Embedded => {
+                let broker = open_embedded(&dir.path().join("queue.db"), config).unwrap();
+                Queue { broker, server: None, dir }
+            }
+            Self::Redis => {
+                let server = RedisServer::start(&[]);
+                let broker = connect_redis(server.url().parse().unwrap(), "test", config);
+                Queue { broker, server: Some(server), dir }
+            }
+        }
+    }
+}
+
+/// One test for each backend of every function named.
+macro_rules! conformance {
+    ($($name:ident)*) => {
+        mod embedded {
+            $(#[tokio::test]
+            async fn $name() {
+                super::$name(super::Backend::Embedded).await;
+            })*
+        }
+        mod redis {
+            $(#[tokio::test]
+            async fn $name() {
+                super::$name(super::Backend::Redis).await;
+            })*
+        }
+    };
+}
+
+conformance! {
+    jobs_are_claimed_by_priority_and_in_order_inside_one
+    an_outcome_counts_only_for_whoever_holds_the_job
+    failures_lead_where_their_class_says
+    keys_and_ids_make_submission_idempotent
+    a_waiting_worker_is_woken_by_what_it_can_run
+    who_dies_gives_its_jobs_back_to_their_old_place
+    cancelling_ends_what_waits_and_tells_who_runs
+    only_workers_that_match_get_a_job_and_backlog_does_not_hide_it
+    lists_page_in_order
+    every_claim_is_the_best_of_a_brute_force_model
+    steps_wait_for_the_steps_before_them
+    what_is_paused_or_limited_waits_and_holds_nothing_else_up
+    customers_take_turns
+    later_steps_of_a_workflow_inherit_its_place
+    jobs_prefer_a_worker_that_has_their_model_loaded
+    schedules_submit_each_time_once
+    jobs_explain_why_they_wait
+    events_are_ordered_bounded_and_followed
+    webhooks_are_sent_signed_until_they_are_accepted
+    an_inbox_takes_what_plain_clients_push
+    finished_jobs_are_kept_as_long_as_they_should
+    verify_finds_nothing_wrong_after_everything
 }
 
 fn job(value: Value) -> Submission {
@@ -63,8 +133,29 @@ impl Queue {
     }
 
     async fn claim(&self, registration: &Registration) -> Option<Claim> {
-        let request = ClaimRequest { registration: registration.clone(), limit: 1 };
+        let request = ClaimRequest { registration: registration.clone(), limit: 1, loaded: BTreeSet::new() };
         self.broker.claim(&request).await.unwrap().pop()
+    }
+
+    async fn reap_until(&self, id: &JobId, done: impl Fn(JobState) -> bool) {
+        let end = Instant::now() + Duration::from_secs(20);
+        while !done(self.state(id).await) {
+            assert!(Instant::now() < end, "{id} is still {}", self.state(id).await);
+            let round = self.broker.reap().await.unwrap();
+            self.broker.reap_wanted(round.next).await;
+        }
+    }
+
+    /// Claims, waiting as a worker does.
+    async fn wait_claim(&self, registration: &Registration) -> Claim {
+        let end = Instant::now() + Duration::from_secs(20);
+        loop {
+            if let Some(claim) = self.claim(registration).await {
+                return claim;
+            }
+            assert!(Instant::now() < end, "nothing to claim");
+            self.broker.wait(registration, Duration::from_secs(20)).await;
+        }
     }
 
     async fn state(&self, id: &JobId) -> JobState {
@@ -72,16 +163,15 @@ impl Queue {
     }
 }
 
-#[tokio::test]
-async fn jobs_are_claimed_by_priority_and_in_order_inside_one() {
-    let queue = queue();
+async fn jobs_are_claimed_by_priority_and_in_order_inside_one(backend: Backend) {
+    let queue = backend.open();
     let worker = queue.worker("w").await;
     let mut expected = Vec::new();
     for (n, priority) in [0, 5, -3, 5, 0, 500, -500].into_iter().enumerate() {
         expected.push((-priority, n, queue.submit(json!({ "priority": priority })).await));
     }
     expected.sort();
-    let request = ClaimRequest { registration: worker.clone(), limit: 3 };
+    let request = ClaimRequest { registration: worker.clone(), limit: 3, loaded: BTreeSet::new() };
     let mut claimed: Vec<JobId> = Vec::new();
     loop {
         let claims = queue.broker.claim(&request).await.unwrap();
@@ -93,9 +183,8 @@ async fn jobs_are_claimed_by_priority_and_in_order_inside_one() {
     assert_eq!(claimed, expected.into_iter().map(|(_, _, id)| id).collect::<Vec<_>>());
 }
 
-#[tokio::test]
-async fn an_outcome_counts_only_for_whoever_holds_the_job() {
-    let queue = queue();
+async fn an_outcome_counts_only_for_whoever_holds_the_job(backend: Backend) {
+    let queue = backend.open();
     let worker = queue.worker("w").await;
     let id = queue.submit(json!({})).await;
     let first = queue.claim(&worker).await.unwrap().token;
@@ -118,21 +207,14 @@ async fn an_outcome_counts_only_for_whoever_holds_the_job() {
     assert_eq!(kinds, ["submitted", "claimed", "released", "claimed", "completed"]);
 }
 
-#[tokio::test]
-async fn failures_lead_where_their_class_says() {
-    let queue = queue();
+async fn failures_lead_where_their_class_says(backend: Backend) {
+    let queue = backend.open();
     let worker = queue.worker("w").await;
     let id = queue.submit(json!({ "retry": { "max_attempts": 2, "backoff": { "initial": "1ms" } } })).await;
     let token = queue.claim(&worker).await.unwrap().token;
     let state = queue.broker.fail(&token, Failure::new(FailureClass::Retryable, "first")).await.unwrap();
     assert_eq!(state, JobState::Delayed);
-    queue.broker.wait(&worker, Duration::from_secs(5)).await;
-    let token = loop {
-        if let Some(claim) = queue.claim(&worker).await {
-            break claim.token;
-        }
-        queue.broker.wait(&worker, Duration::from_secs(1)).await;
-    };
+    let token = queue.wait_claim(&worker).await.token;
     let state = queue.broker.fail(&token, Failure::new(FailureClass::Timeout, "second")).await.unwrap();
     assert_eq!(state, JobState::Failed);
     let dead = queue.broker.get(&id).await.unwrap();
@@ -151,15 +233,22 @@ async fn failures_lead_where_their_class_says() {
     assert_eq!((claim.job.id, claim.job.attempts), (id, 0));
 
     // Retried: rather by another worker.
-    let token = claim.token;
+    let id = queue.submit(json!({})).await;
+    let token = queue.claim(&other).await.unwrap().token;
     queue.broker.fail(&token, Failure::new(FailureClass::Retryable, "again")).await.unwrap();
     tokio::time::sleep(Duration::from_millis(20)).await;
     assert!(queue.claim(&other).await.is_none(), "it failed here, and another worker matches");
+    let token = queue.wait_claim(&worker).await.token;
+    assert_eq!(token.job, id);
+    // Nobody else takes it in time: the same again.
+    queue.broker.fail(&token, Failure::new(FailureClass::Retryable, "again")).await.unwrap();
+    let begun = Instant::now();
+    assert_eq!(queue.wait_claim(&worker).await.job.id, id);
+    assert!(begun.elapsed() >= LEASE / 2, "{:?}", begun.elapsed());
 }
 
-#[tokio::test]
-async fn keys_and_ids_make_submission_idempotent() {
-    let queue = queue();
+async fn keys_and_ids_make_submission_idempotent(backend: Backend) {
+    let queue = backend.open();
     let first =
         queue.broker.submit(vec![job(json!({ "idempotency_key": "k" })), job(json!({ "id": "mine" }))]).await.unwrap();
     let again =
@@ -172,9 +261,8 @@ async fn keys_and_ids_make_submission_idempotent() {
     assert_eq!(queue.broker.stats().await.unwrap().pending, 2, "all or nothing");
 }
 
-#[tokio::test]
-async fn a_waiting_worker_is_woken_by_what_it_can_run() {
-    let queue = queue();
+async fn a_waiting_worker_is_woken_by_what_it_can_run(backend: Backend) {
+    let queue = backend.open();
     let worker = queue.worker("w").await;
     assert!(queue.claim(&worker).await.is_none());
     let (broker, begun) = (Arc::clone(&queue.broker), Instant::now());
@@ -199,19 +287,13 @@ async fn a_waiting_worker_is_woken_by_what_it_can_run() {
     let due = Timestamp::now().plus(Duration::from_millis(300));
     let id = queue.submit(json!({ "not_before": due })).await;
     assert_eq!(queue.state(&id).await, JobState::Delayed);
-    let claim = loop {
-        if let Some(claim) = queue.claim(&worker).await {
-            break claim;
-        }
-        queue.broker.wait(&worker, Duration::from_secs(20)).await;
-    };
+    let claim = queue.wait_claim(&worker).await;
     assert_eq!(claim.job.id, id);
     assert!(Timestamp::now() >= due && begun.elapsed() < Duration::from_secs(10));
 }
 
-#[tokio::test]
-async fn who_dies_gives_its_jobs_back_to_their_old_place() {
-    let queue = queue();
+async fn who_dies_gives_its_jobs_back_to_their_old_place(backend: Backend) {
+    let queue = backend.open();
     let old = queue.worker("w").await;
     let id = queue.submit(json!({})).await;
     queue.submit(json!({})).await;
@@ -223,29 +305,28 @@ async fn who_dies_gives_its_jobs_back_to_their_old_place() {
     assert_eq!((&claim.job.id, claim.job.losses, claim.job.attempts), (&id, 1, 0));
     assert!(matches!(queue.broker.complete(&token, json!(1)).await, Err(BrokerError::StaleToken(_))));
     // A machine that vanishes: when its lease has ended.
-    let reply = queue.broker.heartbeat(&new, &[claim.token.clone(), token]).await.unwrap();
+    let reply = queue.broker.heartbeat(&new, &[claim.token.clone(), token], &BTreeSet::new()).await.unwrap();
     assert_eq!((reply.lost.len(), reply.cancelled.len()), (1, 0));
-    queue.broker.reap(Timestamp::now()).await.unwrap();
+    queue.broker.reap().await.unwrap();
     assert_eq!(queue.state(&id).await, JobState::Running, "the lease holds");
-    queue.broker.reap(Timestamp::now().plus(LEASE * 2)).await.unwrap();
+    queue.reap_until(&id, |state| state != JobState::Running).await;
     let job = queue.broker.get(&id).await.unwrap();
     assert_eq!((job.state, job.losses), (JobState::Pending, 2));
     assert!(matches!(
-        queue.broker.claim(&ClaimRequest { registration: new, limit: 1 }).await,
+        queue.broker.claim(&ClaimRequest { registration: new, limit: 1, loaded: BTreeSet::new() }).await,
         Err(BrokerError::NotRegistered(_))
     ));
     // One death too many: set aside.
     let third = queue.worker("third").await;
     queue.claim(&third).await.unwrap();
-    queue.broker.reap(Timestamp::now().plus(LEASE * 2)).await.unwrap();
+    queue.reap_until(&id, |state| state != JobState::Running).await;
     let job = queue.broker.get(&id).await.unwrap();
     assert_eq!(job.state, JobState::Failed);
     assert!(job.failure.unwrap().message.contains("quarantined"));
 }
 
-#[tokio::test]
-async fn cancelling_ends_what_waits_and_tells_who_runs() {
-    let queue = queue();
+async fn cancelling_ends_what_waits_and_tells_who_runs(backend: Backend) {
+    let queue = backend.open();
     let worker = queue.worker("w").await;
     let waiting = queue.submit(json!({})).await;
     assert_eq!(queue.broker.cancel(&waiting).await.unwrap(), JobState::Cancelled);
@@ -254,7 +335,7 @@ async fn cancelling_ends_what_waits_and_tells_who_runs() {
     let running = queue.submit(json!({})).await;
     let token = queue.claim(&worker).await.unwrap().token;
     assert_eq!(queue.broker.cancel(&running).await.unwrap(), JobState::Running);
-    let reply = queue.broker.heartbeat(&worker, std::slice::from_ref(&token)).await.unwrap();
+    let reply = queue.broker.heartbeat(&worker, std::slice::from_ref(&token), &BTreeSet::new()).await.unwrap();
     assert_eq!(reply.cancelled, std::slice::from_ref(&running));
     queue.broker.fail(&token, Failure::new(FailureClass::Cancelled, "told to")).await.unwrap();
     assert_eq!(queue.state(&running).await, JobState::Cancelled);
@@ -265,9 +346,8 @@ async fn cancelling_ends_what_waits_and_tells_who_runs() {
     assert!(matches!(queue.broker.cancel(&done).await, Err(BrokerError::WrongState { .. })));
 }
 
-#[tokio::test]
-async fn only_workers_that_match_get_a_job_and_backlog_does_not_hide_it() {
-    let queue = queue();
+async fn only_workers_that_match_get_a_job_and_backlog_does_not_hide_it(backend: Backend) {
+    let queue = backend.open();
     let small = queue.worker("small").await;
     let big = who("big", "1");
     queue.broker.register(&big, &capabilities("big", json!({ "models": ["sdxl"] }))).await.unwrap();
@@ -279,20 +359,20 @@ async fn only_workers_that_match_get_a_job_and_backlog_does_not_hide_it() {
     assert_eq!(queue.claim(&big).await.unwrap().job.id, id);
 }
 
-#[tokio::test]
-async fn lists_page_from_the_newest() {
-    let queue = queue();
+async fn lists_page_in_order(backend: Backend) {
+    let queue = backend.open();
     let mut ids = Vec::new();
     for n in 0..7 {
         ids.push(queue.submit(json!({ "payload": n })).await);
     }
-    ids.reverse();
     let mut filter = JobFilter { limit: Some(3), ..JobFilter::default() };
     let mut listed = Vec::new();
     loop {
         let page = queue.broker.list(&filter).await.unwrap();
-        let Some(last) = page.last() else { break };
-        filter.before = Some(last.id.clone());
+        if page.is_empty() {
+            break;
+        }
+        filter.offset = Some(filter.offset.unwrap_or(0) + 3);
         listed.extend(page.into_iter().map(|job| job.id));
     }
     assert_eq!(listed, ids);
@@ -301,9 +381,8 @@ async fn lists_page_from_the_newest() {
 }
 
 /// Random operations against a model that is plainly right: every claim is the best there is.
-#[tokio::test]
-async fn every_claim_is_the_best_of_a_brute_force_model() {
-    let queue = queue();
+async fn every_claim_is_the_best_of_a_brute_force_model(backend: Backend) {
+    let queue = backend.open();
     let profiles = [json!({}), json!({ "models": ["a"] }), json!({ "models": ["a", "b"] })];
     let mut workers = Vec::new();
     for (n, profile) in profiles.iter().enumerate() {
@@ -352,6 +431,366 @@ async fn every_claim_is_the_best_of_a_brute_force_model() {
     assert_eq!((stats.pending, stats.running), (pending.len() as u64, held.len() as u64));
 }
 
+async fn steps_wait_for_the_steps_before_them(backend: Backend) {
+    let queue = backend.open();
+    let worker = queue.worker("w").await;
+    let jobs = vec![
+        job(json!({ "id": "one" })),
+        job(json!({ "id": "two" })),
+        job(json!({ "id": "both", "depends_on": ["one", "two"] })),
+        job(json!({ "id": "after", "depends_on": ["both"] })),
+        job(json!({ "id": "callback", "depends_on": ["one", "two", "both"], "on_dependency_failure": "run" })),
+    ];
+    let states: Vec<_> = queue.broker.submit(jobs).await.unwrap().into_iter().map(|job| job.state).collect();
+    assert_eq!(states, [JobState::Pending, JobState::Pending, JobState::Blocked, JobState::Blocked, JobState::Blocked]);
+    let id = |text: &str| JobId::new(text).unwrap();
+    assert_eq!(queue.broker.get(&id("both")).await.unwrap().waits_for, 2);
+    for _ in 0..2 {
+        let claim = queue.claim(&worker).await.unwrap();
+        queue.broker.complete(&claim.token, json!(1)).await.unwrap();
+    }
+    queue.reap_until(&id("both"), |state| state == JobState::Pending).await;
+    let claim = queue.claim(&worker).await.unwrap();
+    assert_eq!(claim.job.id, id("both"));
+    queue.broker.fail(&claim.token, Failure::new(FailureClass::Fatal, "no")).await.unwrap();
+    queue.reap_until(&id("after"), JobState::is_final).await;
+    let after = queue.broker.get(&id("after")).await.unwrap();
+    assert_eq!(after.state, JobState::Failed);
+    assert!(after.failure.unwrap().message.contains("both"));
+    queue.reap_until(&id("callback"), |state| state == JobState::Pending).await;
+    assert_eq!(queue.claim(&worker).await.unwrap().job.id, id("callback"));
+    // What has ended counts at once; what nobody knows is refused.
+    let late = queue.broker.submit(vec![job(json!({ "depends_on": ["one"] }))]).await.unwrap();
+    assert_eq!(late[0].state, JobState::Pending);
+    let refused = queue.broker.submit(vec![job(json!({ "depends_on": ["nobody"] }))]).await.unwrap_err();
+    assert!(refused.to_string().contains("nobody"), "{refused}");
+}
+
+async fn what_is_paused_or_limited_waits_and_holds_nothing_else_up(backend: Backend) {
+    let queue = backend.open();
+    let worker = who("w", "1");
+    let both = json!({ "services": ["work", "other"] });
+    queue.broker.register(&worker, &capabilities("w", both)).await.unwrap();
+    let scope = Scope::Service(Name::new("work").unwrap());
+    queue.broker.set_limit(&scope, Limit { paused: true, ..Limit::default() }).await.unwrap();
+    let held = queue.submit(json!({})).await;
+    let free = queue.submit(json!({ "service": "other" })).await;
+    assert_eq!(queue.claim(&worker).await.unwrap().job.id, free);
+    assert!(queue.claim(&worker).await.is_none());
+    let why = queue.broker.explain(&held).await.unwrap().reason;
+    assert!(why.contains("service:work is paused"), "{why}");
+    let waiting = tokio::spawn({
+        let (broker, worker) = (Arc::clone(&queue.broker), worker.clone());
+        async move { broker.wait(&worker, Duration::from_secs(20)).await }
+    });
+    let begun = Instant::now();
+    queue.broker.set_limit(&scope, Limit::default()).await.unwrap();
+    waiting.await.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(10), "resuming wakes");
+    let claim = queue.claim(&worker).await.unwrap();
+    assert_eq!(claim.job.id, held);
+    queue.broker.complete(&claim.token, json!(1)).await.unwrap();
+
+    // At most two of one customer at once.
+    let scope = Scope::Customer("a b:c".to_owned());
+    queue.broker.set_limit(&scope, Limit { max_running: Some(2), ..Limit::default() }).await.unwrap();
+    for n in 0..4 {
+        queue.submit(json!({ "customer": "a b:c", "payload": n })).await;
+    }
+    let (first, second) = (queue.claim(&worker).await.unwrap(), queue.claim(&worker).await.unwrap());
+    assert!(queue.claim(&worker).await.is_none());
+    assert_eq!(queue.broker.limits().await.unwrap()[0].2, 2);
+    queue.broker.complete(&first.token, json!(1)).await.unwrap();
+    let third = queue.claim(&worker).await.unwrap();
+    assert!(queue.claim(&worker).await.is_none());
+    queue.broker.release(&third.token, "x").await.unwrap();
+    assert_eq!(queue.claim(&worker).await.unwrap().job.id, third.job.id, "its old place");
+    queue.broker.complete(&second.token, json!(1)).await.unwrap();
+    queue.claim(&worker).await.unwrap();
+
+    // Ten a second, two at once.
+    let scope = Scope::Service(Name::new("other").unwrap());
+    let limit = Limit { per_second: Some(10.0), burst: Some(2), ..Limit::default() };
+    queue.broker.set_limit(&scope, limit).await.unwrap();
+    for _ in 0..5 {
+        queue.submit(json!({ "service": "other" })).await;
+    }
+    let begun = Instant::now();
+    for _ in 0..5 {
+        queue.wait_claim(&worker).await;
+    }
+    let took = begun.elapsed();
+    assert!((Duration::from_millis(200)..Duration::from_secs(5)).contains(&took), "{took:?}");
+}
+
+async fn customers_take_turns(backend: Backend) {
+    let queue = backend.open();
+    let worker = queue.worker("w").await;
+    let many: Vec<Submission> = (0..50).map(|n| job(json!({ "customer": "big", "payload": n }))).collect();
+    queue.broker.submit(many).await.unwrap();
+    for n in 0..3 {
+        queue.submit(json!({ "customer": "small", "payload": n })).await;
+    }
+    let mut order = Vec::new();
+    for _ in 0..8 {
+        let claim = queue.claim(&worker).await.unwrap();
+        order.push((claim.job.submission.customer.unwrap(), claim.job.submission.payload.as_u64().unwrap()));
+    }
+    let of = |who: &str| order.iter().filter(|(name, _)| name == who).map(|(_, n)| *n).collect::<Vec<_>>();
+    assert_eq!(of("small"), [0, 1, 2], "nobody waits for the whole backlog of another: {order:?}");
+    assert_eq!(of("big"), [0, 1, 2, 3, 4], "first in, first out for each: {order:?}");
+}
+
+async fn later_steps_of_a_workflow_inherit_its_place(backend: Backend) {
+    let queue = backend.open();
+    let worker = queue.worker("w").await;
+    queue.submit(json!({ "workflow": { "id": "flow", "step": 1, "of": 2 } })).await;
+    let claim = queue.claim(&worker).await.unwrap();
+    for _ in 0..3 {
+        queue.submit(json!({})).await;
+    }
+    let step = queue.submit(json!({ "workflow": { "id": "flow", "step": 2, "of": 2 } })).await;
+    queue.broker.complete(&claim.token, json!(1)).await.unwrap();
+    assert_eq!(queue.claim(&worker).await.unwrap().job.id, step, "it began before those");
+}
+
+async fn jobs_prefer_a_worker_that_has_their_model_loaded(backend: Backend) {
+    let queue = backend.open();
+    let (warm, cold) = (queue.worker("warm").await, queue.worker("cold").await);
+    let loaded = BTreeSet::from(["sdxl".to_owned()]);
+    queue.broker.heartbeat(&warm, &[], &loaded).await.unwrap();
+    let affine = json!({ "affinity": { "model": "sdxl", "wait": "700ms" } });
+    let id = queue.submit(affine.clone()).await;
+    assert!(queue.claim(&cold).await.is_none(), "left to the worker that has it loaded");
+    let request = ClaimRequest { registration: warm.clone(), limit: 1, loaded: loaded.clone() };
+    let held = queue.broker.claim(&request).await.unwrap().remove(0);
+    assert_eq!(held.job.id, id);
+    // Bounded: when the wait is over, anybody takes it.
+    let second = queue.submit(affine.clone()).await;
+    let begun = Instant::now();
+    assert_eq!(queue.wait_claim(&cold).await.job.id, second);
+    assert!(begun.elapsed() >= Duration::from_millis(500), "{:?}", begun.elapsed());
+    // Among equals the loaded model goes first, within bounds.
+    queue.broker.heartbeat(&warm, &[held.token], &loaded).await.unwrap();
+    queue.submit(json!({})).await;
+    let third = queue.submit(affine).await;
+    assert_eq!(queue.broker.claim(&request).await.unwrap()[0].job.id, third);
+}
+
+async fn schedules_submit_each_time_once(backend: Backend) {
+    let queue = backend.open();
+    let name = Name::new("tick").unwrap();
+    let schedule = JobSchedule { name: name.clone(), cron: "* * * * * *".into(), job: job(json!({})), next: None };
+    let bad = JobSchedule { cron: "whenever".into(), ..schedule.clone() };
+    assert!(matches!(queue.broker.put_schedule(bad).await, Err(BrokerError::Refused { .. })));
+    if queue.broker.put_schedule(schedule.clone()).await.is_err() {
+        // The dialect has no seconds.
+        let schedule = JobSchedule { cron: "* * * * *".into(), ..schedule };
+        queue.broker.put_schedule(schedule).await.unwrap();
+        assert_eq!(queue.broker.schedules().await.unwrap().len(), 1);
+        assert!(queue.broker.drop_schedule(&name).await.unwrap());
+        return;
+    }
+    let end = Instant::now() + Duration::from_secs(20);
+    while queue.broker.stats().await.unwrap().pending < 2 {
+        assert!(Instant::now() < end);
+        let (one, two) = tokio::join!(queue.broker.reap(), queue.broker.reap());
+        two.unwrap();
+        queue.broker.reap_wanted(one.unwrap().next).await;
+    }
+    let jobs = queue.broker.list(&JobFilter::default()).await.unwrap();
+    let keys: BTreeSet<_> = jobs.iter().map(|job| job.submission.idempotency_key.clone().unwrap()).collect();
+    assert_eq!(keys.len(), jobs.len());
+    assert!(queue.broker.drop_schedule(&name).await.unwrap());
+    assert!(!queue.broker.drop_schedule(&name).await.unwrap());
+}
+
+async fn jobs_explain_why_they_wait(backend: Backend) {
+    let queue = backend.open();
+    let id = queue.submit(json!({ "requirement": { "models": ["flux"] } })).await;
+    assert_eq!(queue.broker.explain(&id).await.unwrap().reason, "no worker is registered");
+    let worker = queue.worker("w").await;
+    tokio::time::sleep(Duration::from_millis(3_100)).await;
+    let explained = queue.broker.explain(&id).await.unwrap();
+    assert!(explained.reason.contains("none of the 1"), "{explained:?}");
+    assert!(explained.workers[0].mismatch.as_ref().unwrap().contains("flux"), "{explained:?}");
+    queue.broker.register(&worker, &capabilities("w", json!({ "models": ["flux"] }))).await.unwrap();
+    assert_eq!(queue.claim(&worker).await.unwrap().job.id, id, "new capabilities count at once");
+    assert!(queue.broker.explain(&id).await.unwrap().reason.contains("runs on w"));
+    let classes = queue.broker.classes(0, 10).await.unwrap();
+    assert_eq!((classes.len(), classes[0].pending, classes[0].live), (1, 0, 1));
+}
+
+async fn events_are_ordered_bounded_and_followed(backend: Backend) {
+    let queue = backend.open();
+    let worker = queue.worker("w").await;
+    let id = queue.submit(json!({})).await;
+    let token = queue.claim(&worker).await.unwrap().token;
+    for n in 0..1_005 {
+        queue.broker.log(&token, format!("line {n}")).await.unwrap();
+    }
+    let (broker, followed) = (Arc::clone(&queue.broker), id.clone());
+    let follower = tokio::spawn(async move {
+        let mut after = 1_006;
+        loop {
+            let events = broker.events(&followed, after).await.unwrap();
+            if let Some(end) = events.iter().find(|event| event.kind == "completed") {
+                return end.seq;
+            }
+            after = events.last().map_or(after, |event| event.seq);
+            broker.wait_events(&followed, after, Duration::from_secs(20)).await;
+        }
+    });
+    queue.broker.partial(&token, json!({ "text": "half" })).await.unwrap();
+    queue.broker.complete(&token, json!(1)).await.unwrap();
+    let last = tokio::time::timeout(Duration::from_secs(10), follower).await.unwrap().unwrap();
+    assert_eq!(last, 1_009, "submitted, claimed, 1,005 lines, partial, completed");
+    let mut seen = Vec::new();
+    let mut after = 0;
+    loop {
+        let page = queue.broker.events(&id, after).await.unwrap();
+        let Some(end) = page.last() else { break };
+        after = end.seq;
+        seen.extend(page.into_iter().map(|event| event.seq));
+    }
+    assert!(seen.windows(2).all(|pair| pair[0] < pair[1]), "in order");
+    assert!(seen.len() <= 1_001 && *seen.last().unwrap() == 1_009, "{} kept", seen.len());
+}
+
+async fn webhooks_are_sent_signed_until_they_are_accepted(backend: Backend) {
+    let receiver = support::http::Receiver::start(&[500, 200]);
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let sender = WebhookSender::new(reqwest::Client::new(), Some(b"secret".to_vec()));
+    let queue = backend.open_with(QueueConfig { webhooks: Some(Arc::new(sender)), ..config() });
+    let worker = queue.worker("w").await;
+    let id = queue.submit(json!({ "webhook": receiver.url() })).await;
+    let token = queue.claim(&worker).await.unwrap().token;
+    queue.broker.complete(&token, json!({ "answer": 42 })).await.unwrap();
+    let end = Instant::now() + Duration::from_secs(20);
+    while receiver.requests().len() < 2 || queue.broker.stats().await.unwrap().webhooks > 0 {
+        assert!(Instant::now() < end, "{:?}", receiver.requests());
+        queue.broker.reap().await.unwrap();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let requests = receiver.requests();
+    let header = |n: usize, name: &str| {
+        let line = requests[n].lines().find(|line| line.to_lowercase().starts_with(name));
+        line.unwrap_or_else(|| panic!("no {name}")).split_once(": ").unwrap().1.to_owned()
+    };
+    assert_eq!(header(0, "webhook-id"), header(1, "webhook-id"), "the same for every try");
+    assert!(header(1, "webhook-signature").starts_with("v1,"));
+    assert!(requests[1].contains("\"answer\":42") && requests[1].contains(id.as_str()));
+}
+
+async fn an_inbox_takes_what_plain_clients_push(backend: Backend) {
+    let Backend::Redis = backend else { return };
+    let queue = backend.open();
+    let server = queue.server.as_ref().unwrap();
+    let worker = queue.worker("w").await;
+    for entry in ["{\"service\":\"work\",\"id\":\"a\"}", "no json", "{\"service\":\"work\",\"id\":\"b\"}"] {
+        server.command(&["RPUSH", "{test}:inbox", entry]);
+    }
+    server.command(&["PUBLISH", "{test}:wake", "inbox"]);
+    queue.broker.reap_wanted(Duration::from_secs(5)).await;
+    queue.broker.reap().await.unwrap();
+    assert_eq!(queue.claim(&worker).await.unwrap().job.id.as_str(), "a");
+    assert_eq!(queue.claim(&worker).await.unwrap().job.id.as_str(), "b");
+    assert!(server.command(&["LRANGE", "{test}:refused", "0", "-1"]).contains("no json"));
+}
+
+async fn finished_jobs_are_kept_as_long_as_they_should(backend: Backend) {
+    let queue = backend.open_with(QueueConfig { max_finished: 5, ..config() });
+    let worker = queue.worker("w").await;
+    let mut ids = Vec::new();
+    for n in 0..12 {
+        ids.push(queue.submit(json!({ "idempotency_key": format!("k{n}") })).await);
+        let token = queue.claim(&worker).await.unwrap().token;
+        queue.broker.complete(&token, json!(n)).await.unwrap();
+    }
+    queue.broker.reap().await.unwrap();
+    assert_eq!(queue.broker.stats().await.unwrap().completed, 5);
+    assert!(matches!(queue.broker.get(&ids[0]).await, Err(BrokerError::UnknownJob(_))));
+    assert!(queue.broker.get(&ids[11]).await.is_ok());
+    // The key of what is no longer kept is free again.
+    let again =
+        queue.broker.submit(vec![job(json!({ "idempotency_key": "k0" })), job(json!({ "idempotency_key": "k11" }))]);
+    let again = again.await.unwrap();
+    assert_eq!((again[0].duplicate, again[1].duplicate), (false, true));
+    queue.broker.drop_job(&ids[11]).await.unwrap();
+    assert!(matches!(queue.broker.drop_job(&again[0].id).await, Err(BrokerError::WrongState { .. })));
+}
+
+async fn verify_finds_nothing_wrong_after_everything(backend: Backend) {
+    let queue = backend.open();
+    let workers = [queue.worker("a").await, queue.worker("b").await];
+    let mut seed = 7u64;
+    let mut random = |below: usize| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(seed >> 33).unwrap() % below
+    };
+    let mut held: Vec<Token> = Vec::new();
+    let mut known: Vec<JobId> = Vec::new();
+    for n in 0..600 {
+        match random(9) {
+            0..=2 => {
+                let customer = ["x", "y"][random(2)];
+                let mut value = json!({ "priority": random(3), "customer": customer });
+                if random(4) == 0 && !known.is_empty() {
+                    value["depends_on"] = json!([known[random(known.len())]]);
+                }
+                if random(5) == 0 {
+                    value["unique_key"] = json!(format!("u{}", random(3)));
+                }
+                if random(6) == 0 {
+                    value["not_before"] = json!(Timestamp::now().plus(Duration::from_millis(30)));
+                }
+                known.push(queue.submit(value).await);
+            }
+            3 | 4 => held.extend(queue.claim(&workers[random(2)]).await.map(|claim| claim.token)),
+            5 if !held.is_empty() => {
+                let _ = queue.broker.complete(&held.swap_remove(random(held.len())), json!(n)).await;
+            }
+            6 if !held.is_empty() => {
+                let class = [FailureClass::Retryable, FailureClass::Fatal, FailureClass::WrongMachine][random(3)];
+                let _ = queue.broker.fail(&held.swap_remove(random(held.len())), Failure::new(class, "x")).await;
+            }
+            7 if !known.is_empty() => {
+                let id = &known[random(known.len())];
+                let _ = if random(2) == 0 { queue.broker.cancel(id).await } else { queue.broker.retry(id).await };
+            }
+            _ => {
+                let scope = Scope::Customer("x".into());
+                let limit = Limit { max_running: Some(2), paused: random(4) == 0, ..Limit::default() };
+                queue.broker.set_limit(&scope, limit).await.unwrap();
+                queue.broker.reap().await.unwrap();
+            }
+        }
+    }
+    assert_eq!(queue.broker.verify(false).await.unwrap(), Vec::<String>::new());
+    let mut cursor = None;
+    let mut scanned = BTreeSet::new();
+    loop {
+        let (page, next) = queue.broker.scan(cursor).await.unwrap();
+        scanned.extend(page.into_iter().map(|job| job.id));
+        cursor = next;
+        if cursor.is_none() {
+            break;
+        }
+    }
+    assert_eq!(scanned, known.iter().cloned().collect());
+    // Damage is found and mended.
+    if let Some(server) = &queue.server {
+        let id = queue.submit(json!({})).await;
+        server.command(&["SET", "{test}:np", "99"]);
+        server.command(&["ZADD", "{test}:d", "1", id.as_str()]);
+        assert!(queue.broker.verify(false).await.unwrap().len() >= 2);
+        queue.broker.verify(true).await.unwrap();
+        queue.broker.verify(true).await.unwrap();
+        assert_eq!(queue.broker.verify(false).await.unwrap(), Vec::<String>::new());
+    }
+    drop(queue.dir);
+}
+
 /// Run as a child by the test below: works the queue until it is killed, writing down what it was promised.
 #[tokio::test]
 async fn child_that_is_killed() {
@@ -364,7 +803,7 @@ async fn child_that_is_killed() {
         let id = format!("{life}-{n}");
         broker.submit(vec![job(json!({ "id": id }))]).await.unwrap();
         println!("PROMISED submitted {id}");
-        let request = ClaimRequest { registration: registration.clone(), limit: 1 };
+        let request = ClaimRequest { registration: registration.clone(), limit: 1, loaded: BTreeSet::new() };
         let claim = broker.claim(&request).await.unwrap().remove(0);
         if n % 3 != 0 {
             broker.complete(&claim.token, json!(life)).await.unwrap();
@@ -426,12 +865,12 @@ async fn kill_9_at_any_instant_loses_nothing_that_was_promised() {
     assert!(stats.completed >= completed.len() as u64 && !completed.is_empty());
 }
 
-#[test]
-fn what_is_no_queue_is_refused() {
+#[tokio::test]
+async fn what_is_no_queue_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("queue.db");
     std::fs::write(&path, "this is no database, but long enough to look like one".repeat(100)).unwrap();
-    let error = |path: &Path| EmbeddedBroker::open(path, EmbeddedConfig::default()).err().unwrap().to_string();
+    let error = |path: &Path| open_embedded(path, QueueConfig::default()).err().unwrap().to_string();
     assert!(error(&path).contains("queue.db"), "{}", error(&path));
     let path = dir.path().join("held.db");
     let _held = open(&path);

@@ -65,6 +65,7 @@ impl From<BrokerError> for ApiError {
             BrokerError::WrongState { .. } | BrokerError::StaleToken(_) => (StatusCode::CONFLICT, "wrong_state"),
             BrokerError::Refused { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "refused"),
             BrokerError::NotRegistered(_) => (StatusCode::CONFLICT, "not_registered"),
+            BrokerError::Damaged { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "queue_damaged"),
             BrokerError::Unavailable { .. } => (StatusCode::SERVICE_UNAVAILABLE, "queue_unavailable"),
         };
         Self::new(status, code, cause.to_string())

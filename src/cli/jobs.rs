@@ -73,9 +73,9 @@ pub(crate) struct ListArgs {
     state: Option<String>,
     #[arg(long)]
     service: Option<String>,
-    /// Only jobs before this one: the next page.
+    /// Leave out so many: the next page.
     #[arg(long, value_name = "ID")]
-    before: Option<String>,
+    offset: Option<String>,
     #[arg(short = 'n', long, default_value_t = 50)]
     limit: u32,
 }
@@ -260,7 +260,7 @@ async fn watch(client: &Client, id: &str, global: &Global) -> Result<ExitCode, C
 
 async fn list(client: &Client, args: &ListArgs, global: &Global) -> Result<ExitCode, CliError> {
     let mut path = format!("/jobs?limit={}", args.limit);
-    for (name, value) in [("state", &args.state), ("service", &args.service), ("before", &args.before)] {
+    for (name, value) in [("state", &args.state), ("service", &args.service), ("offset", &args.offset)] {
         if let Some(value) = value {
             path = format!("{path}&{name}={}", segment(value));
         }

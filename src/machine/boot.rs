@@ -23,7 +23,7 @@ use crate::admin::{AdminDeps, Control, MachineIdentity, serve};
 use crate::base::{Problems, Timestamp};
 use crate::host::process::{Processes, kill_leftovers};
 use crate::host::{self, FileWatcher, HostSignal, Identity, StateDir, StateDirError};
-use crate::queue::{Broker, BrokerError, EmbeddedBroker, EmbeddedConfig};
+use crate::queue::{self, Broker, BrokerError, QueueConfig, WebhookSender};
 use crate::script::{MachineContext, ScriptHost, ScriptHostConfig};
 use crate::settings::{Overrides, QueueBackend, Settings};
 use crate::spec::{Hardware, LogFileFormat};
@@ -298,10 +298,7 @@ async fn keep_queue(
 ) {
     let mut reachable = true;
     loop {
-        let outcome = match broker.reap(Timestamp::now()).await {
-            Ok(next) => broker.stats().await.map(|now| (now, next)),
-            Err(cause) => Err(cause),
-        };
+        let outcome = broker.reap().await.map(|round| (round.stats, round.next));
         metrics.run_upkeep();
         let pause = match outcome {
             Ok((now, next)) => {
@@ -323,17 +320,19 @@ async fn keep_queue(
         };
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(pause) => {}
+            () = broker.reap_wanted(pause) => {}
         }
     }
 }
 
 fn open_queue(settings: &Settings) -> Result<Arc<dyn Broker>, BrokerError> {
+    let secret = settings.queue.webhook_secret.as_ref().map(|secret| secret.reveal().as_bytes().to_vec());
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let webhooks = Some(Arc::new(WebhookSender::new(reqwest::Client::new(), secret)));
+    let config = QueueConfig { lease: settings.queue.lease.get(), webhooks, ..QueueConfig::default() };
     match &settings.queue.backend {
-        QueueBackend::Embedded(path) => {
-            let config = EmbeddedConfig { lease: settings.queue.lease.get(), ..EmbeddedConfig::default() };
-            Ok(Arc::new(EmbeddedBroker::open(path, config)?))
-        }
+        QueueBackend::Embedded(path) => queue::open_embedded(path, config),
+        QueueBackend::Redis(address) => Ok(queue::connect_redis(address.clone(), settings.queue.name.as_str(), config)),
     }
 }
 

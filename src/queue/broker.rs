@@ -1,12 +1,56 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use tokio::sync::broadcast;
 
-use super::{Failure, Job, JobEvent, JobId, JobState, Progress, QueueStats, Submission, Token};
+use super::{
+    ClassStatus, Explanation, Failure, Job, JobEvent, JobId, JobSchedule, JobState, Limit, Progress, QueueStats, Scope,
+    Submission, Token, WebhookSender,
+};
 use crate::base::{Name, Timestamp};
 use crate::spec::Capabilities;
+
+/// What all processes on one queue should agree on.
+#[derive(Clone)]
+pub struct QueueConfig {
+    /// How long a silent worker keeps its jobs.
+    pub lease: Duration,
+    /// A job that more workers died of is set aside.
+    pub max_losses: u32,
+    /// How long completed and cancelled jobs are kept.
+    pub keep_finished: Duration,
+    /// How long failed jobs are kept.
+    pub keep_failed: Duration,
+    /// At most so many jobs of each final state are kept, the newest.
+    pub max_finished: u32,
+    /// Sends webhooks; a process without leaves them to others.
+    pub webhooks: Option<Arc<WebhookSender>>,
+}
+
+impl Default for QueueConfig {
+    fn default() -> Self {
+        Self {
+            lease: Duration::from_secs(18),
+            max_losses: 5,
+            keep_finished: Duration::from_hours(7 * 24),
+            keep_failed: Duration::from_hours(30 * 24),
+            max_finished: 100_000,
+            webhooks: None,
+        }
+    }
+}
+
+/// What a round of [`Broker::reap`] found.
+#[derive(Clone, Debug)]
+pub struct Round {
+    /// When the next is due.
+    pub next: Duration,
+    pub stats: QueueStats,
+}
 
 /// One life of one worker. The lease belongs to the incarnation: a worker that starts again is another one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -22,6 +66,8 @@ pub struct ClaimRequest {
     pub registration: Registration,
     /// At most so many jobs.
     pub limit: u32,
+    /// Models that are loaded now: their jobs are preferred, within bounds.
+    pub loaded: BTreeSet<String>,
 }
 
 /// A claimed job and the proof of holding it.
@@ -52,8 +98,8 @@ pub struct HeartbeatReply {
 pub struct JobFilter {
     pub state: Option<JobState>,
     pub service: Option<Name>,
-    /// Only jobs submitted before this one: the cursor for the next page.
-    pub before: Option<JobId>,
+    /// How many to leave out: for the next page.
+    pub offset: Option<u32>,
     /// 1 to 1,000; default 100.
     pub limit: Option<u32>,
 }
@@ -75,14 +121,23 @@ pub enum BrokerError {
     /// The backend cannot be reached or is failing; the same call may succeed later.
     #[error("the queue is unavailable: {why}")]
     Unavailable { why: String },
+    /// What is stored cannot be what the queue's functions wrote, or they failed. The same call will fail again.
+    #[error("the queue's data are damaged: {why}; `machinist queue verify` looks closer")]
+    Damaged { why: String },
+}
+
+impl BrokerError {
+    pub(super) fn damaged(why: &dyn std::fmt::Display) -> Self {
+        Self::Damaged { why: why.to_string() }
+    }
 }
 
 /// A queue of jobs. All state changes are atomic and durable when the call returns. Every backend passes the same
 /// conformance suite (`tests/queue.rs`).
 #[async_trait]
 pub trait Broker: Send + Sync + 'static {
-    /// Queues all of them or, when one is refused, none. Answers in the order given. Known ids and idempotency keys are
-    /// no error.
+    /// Queues all of them or, when one is refused for what it is, none. Answers in the order given. Known ids and keys
+    /// are no error. More than 200 are queued 200 at a time: where the backend fails in between, the first are queued.
     async fn submit(&self, submissions: Vec<Submission>) -> Result<Vec<Submitted>, BrokerError>;
 
     /// Announces one life of a worker and what it can do. Jobs that an earlier incarnation of the same worker held go
@@ -99,13 +154,25 @@ pub trait Broker: Send + Sync + 'static {
     /// Returns when there may be a job for the worker, at the latest after `timeout`. Cancel-safe.
     async fn wait(&self, registration: &Registration, timeout: Duration);
 
-    /// Renews the lease and reports the jobs the caller holds.
-    async fn heartbeat(&self, registration: &Registration, held: &[Token]) -> Result<HeartbeatReply, BrokerError>;
+    /// Renews the lease and reports the jobs the caller holds and the models it has loaded. Heartbeats of one process
+    /// that come together are one call.
+    async fn heartbeat(
+        &self,
+        registration: &Registration,
+        held: &[Token],
+        loaded: &BTreeSet<String>,
+    ) -> Result<HeartbeatReply, BrokerError>;
+
+    /// Running jobs whose cancellation was asked for, as soon as that is known here; heartbeats tell them too.
+    fn cancellations(&self) -> broadcast::Receiver<JobId>;
 
     async fn progress(&self, token: &Token, progress: Progress) -> Result<(), BrokerError>;
 
     /// Adds a line to the job's event stream.
     async fn log(&self, token: &Token, line: String) -> Result<(), BrokerError>;
+
+    /// Adds a part of the result to the job's event stream, for whoever watches.
+    async fn partial(&self, token: &Token, value: Value) -> Result<(), BrokerError>;
 
     /// Keeps a value for a later attempt to resume from.
     async fn save(&self, token: &Token, value: Value) -> Result<(), BrokerError>;
@@ -127,7 +194,8 @@ pub trait Broker: Send + Sync + 'static {
 
     async fn get(&self, id: &JobId) -> Result<Job, BrokerError>;
 
-    /// Newest first; without payloads and results.
+    /// What comes first, first: running, pending, delayed and blocked jobs in their order, then ended ones, the newest
+    /// first. Without payloads and results.
     async fn list(&self, filter: &JobFilter) -> Result<Vec<Job>, BrokerError>;
 
     /// The job's events after cursor `after` (0 for all), oldest first, at most 1,000.
@@ -136,9 +204,44 @@ pub trait Broker: Send + Sync + 'static {
     /// Returns when the job may have events after `after`, at the latest after `timeout`.
     async fn wait_events(&self, id: &JobId, after: u64, timeout: Duration);
 
+    /// All jobs, a page at a time, in no order; `None` begins, and ends.
+    async fn scan(&self, cursor: Option<String>) -> Result<(Vec<Job>, Option<String>), BrokerError>;
+
     async fn stats(&self) -> Result<QueueStats, BrokerError>;
 
-    /// Gives back what expired leases hold, ends attempts past their time, drops what retention no longer keeps. Any
-    /// process may call it at any time; returns when the next call is due.
-    async fn reap(&self, now: Timestamp) -> Result<Duration, BrokerError>;
+    /// Why the job does not run now, worker by worker.
+    async fn explain(&self, id: &JobId) -> Result<Explanation, BrokerError>;
+
+    async fn classes(&self, offset: usize, count: usize) -> Result<Vec<ClassStatus>, BrokerError>;
+
+    /// Those whose lease holds, as they were some seconds ago at most.
+    async fn workers(&self) -> Result<BTreeMap<String, Capabilities>, BrokerError>;
+
+    /// The default [`Limit`] lifts what there was.
+    async fn set_limit(&self, scope: &Scope, limit: Limit) -> Result<(), BrokerError>;
+
+    /// With how many jobs run in each.
+    async fn limits(&self) -> Result<Vec<(Scope, Limit, u64)>, BrokerError>;
+
+    /// Answers with its first time.
+    async fn put_schedule(&self, schedule: JobSchedule) -> Result<Timestamp, BrokerError>;
+
+    /// Whether there was one.
+    async fn drop_schedule(&self, name: &Name) -> Result<bool, BrokerError>;
+
+    async fn schedules(&self) -> Result<Vec<JobSchedule>, BrokerError>;
+
+    /// Removes a job that is over.
+    async fn drop_job(&self, id: &JobId) -> Result<(), BrokerError>;
+
+    /// Checks every invariant of what is stored; says what is wrong, and mends it when asked to.
+    async fn verify(&self, repair: bool) -> Result<Vec<String>, BrokerError>;
+
+    /// Gives back what expired leases hold, ends attempts past their time, tells jobs that waited for others, takes in
+    /// the inbox, submits what is scheduled, sends webhooks, drops what retention no longer keeps. Any process may call
+    /// it at any time.
+    async fn reap(&self) -> Result<Round, BrokerError>;
+
+    /// Returns when there may be something to reap, at the latest after `timeout`.
+    async fn reap_wanted(&self, timeout: Duration);
 }

@@ -1,7 +1,13 @@
+use std::collections::BTreeSet;
 use std::fmt;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+
+use super::expression;
+use super::model::{Affinity, Scope, Submission, plain};
 
 use crate::base::Name;
 use crate::spec::{Capabilities, LabelTest, Requirement};
@@ -16,7 +22,13 @@ pub struct Class {
     pub service: Name,
     pub requirement: Requirement,
     /// Isolation is decided by the customer, so jobs of different customers are of different classes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub customer: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub affinity: Option<Affinity>,
+    /// Workers that are not to have the job: it failed there.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub avoid: BTreeSet<String>,
 }
 
 /// The first reason why a worker may not run a job, for people.
@@ -29,12 +41,57 @@ impl fmt::Display for Mismatch {
     }
 }
 
+/// A model's name as the queue's functions write it.
+pub(super) fn plain_model(model: &str) -> String {
+    plain(model)
+}
+
+/// Eight bytes of a digest, in eleven characters.
+pub(super) fn short_hash(text: &str) -> String {
+    URL_SAFE_NO_PAD.encode(&Sha256::digest(text.as_bytes())[..8])
+}
+
 impl Class {
-    /// The same for equal classes, whatever the order their parts were written in: maps and sets are sorted.
+    pub fn of(submission: &Submission) -> Self {
+        Self {
+            service: submission.service.clone(),
+            requirement: submission.requirement.clone(),
+            customer: submission.customer.clone(),
+            affinity: submission.affinity.clone(),
+            avoid: BTreeSet::new(),
+        }
+    }
+
+    /// The one form in which equal classes are equal text: maps and sets are sorted.
+    pub fn canonical(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
     pub fn id(&self) -> ClassId {
-        let canonical = serde_json::to_string(self).unwrap_or_default();
-        let digest = Sha256::digest(canonical.as_bytes());
-        ClassId(digest.iter().take(8).fold(String::new(), |text, byte| format!("{text}{byte:02x}")))
+        ClassId(short_hash(&self.canonical()))
+    }
+
+    /// Whether it tells single workers apart, so that two of equal capabilities may differ.
+    pub fn is_personal(&self) -> bool {
+        let want = &self.requirement;
+        let named = want.when.as_ref().is_some_and(|when| when.contains("machine") || when.contains("worker"));
+        named || want.machine.is_some() || want.worker.is_some() || !self.avoid.is_empty()
+    }
+
+    /// What holds its jobs back, in the words of the queue's functions.
+    pub fn scopes(&self) -> String {
+        let mut scopes = vec![Scope::Service(self.service.clone()).to_string()];
+        scopes.extend(self.requirement.pool.clone().map(|pool| Scope::Pool(pool).to_string()));
+        scopes.extend(self.customer.clone().map(|customer| Scope::Customer(customer).to_string()));
+        let affinity = self.affinity.as_ref();
+        scopes.extend(affinity.map(|a| format!("affinity:{}:{}", plain(&a.model), a.wait.get().as_millis())));
+        scopes.join(" ")
+    }
+
+    /// [`Self::matches`], and that it is not a worker to be avoided; `worker` is its name in the queue.
+    pub fn admits(&self, worker: &str, capabilities: &Capabilities) -> Result<(), Mismatch> {
+        require(!self.avoid.contains(worker), || "the job failed here before".to_owned())?;
+        self.matches(capabilities)
     }
 
     /// Whether a worker with these capabilities may run jobs of this class. Total over any input; what cannot be decided
@@ -59,6 +116,9 @@ impl Class {
         }
         for (label, test) in &want.exclude {
             require(!passes(test, worker.labels.get(label)), || format!("label {label:?} excludes the worker"))?;
+        }
+        if let Some(when) = &want.when {
+            expression::holds(when, worker).map_err(Mismatch)?;
         }
         let customer = self.customer.as_deref().unwrap_or("");
         require(!worker.deny_customers.contains(customer), || "the worker denies this customer".to_owned())?;
@@ -110,7 +170,8 @@ mod tests {
 
     fn class(requirement: Value, customer: Option<&str>) -> Class {
         let requirement = serde_json::from_value(requirement).unwrap();
-        Class { service: Name::new("comfyui").unwrap(), requirement, customer: customer.map(str::to_owned) }
+        let customer = customer.map(str::to_owned);
+        Class { service: Name::new("comfyui").unwrap(), requirement, customer, affinity: None, avoid: BTreeSet::new() }
     }
 
     #[test]
@@ -120,6 +181,7 @@ mod tests {
             json!({ "machine_type": "gpu", "pool": "heavy", "machine": "m1", "worker": "w1" }),
             json!({ "hardware": { "gpu_memory_gb": 24, "gpu_count": 1 }, "models": ["sdxl"] }),
             json!({ "labels": { "region": { "equals": "eu" }, "tier": { "at_least": 3 }, "gone": { "exists": false } } }),
+            json!({ "when": "labels.tier > 2 && models.contains(\"sdxl\") && hardware.gpu_memory_gb >= 24.0" }),
             json!({ "labels": { "region": { "any_of": ["us", "eu"] } }, "exclude": { "tier": { "at_least": 4 } } }),
         ];
         for requirement in good {
@@ -127,6 +189,9 @@ mod tests {
         }
         let bad = [
             (json!({ "machine_type": "api" }), "machine type"),
+            (json!({ "when": "labels.tier > 3" }), "labels.tier > 3"),
+            (json!({ "when": "labels.gone > 3" }), "labels.gone > 3"),
+            (json!({ "when": "loop {}" }), "loop"),
             (json!({ "pool": "fast" }), "pool"),
             (json!({ "worker": "w2" }), "worker"),
             (json!({ "hardware": { "gpu_memory_gb": 24.1 } }), "gpu_memory_gb"),

@@ -1,4 +1,4 @@
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -32,7 +32,11 @@ impl JobId {
 
     /// A new id that sorts by the time of its making.
     pub fn random() -> Self {
-        Self(uuid::Uuid::now_v7().to_string().into())
+        // A UUID v7 in base 32: ten characters less, twice per waiting job.
+        const DIGITS: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
+        let number = uuid::Uuid::now_v7().as_u128();
+        let digit = |at: u32| char::from(DIGITS[usize::try_from((number >> (5 * at)) & 31).unwrap_or(0)]);
+        Self((0..26).rev().map(digit).collect::<String>().into())
     }
 
     pub fn as_str(&self) -> &str {
@@ -105,12 +109,12 @@ pub struct Submission {
     pub id: Option<JobId>,
     /// Which kind of work it is, usually a connector's name.
     pub service: Name,
-    /// What the connector is given. At most 1 MiB as JSON.
-    #[serde(default)]
+    /// What the connector is given. Over 1 MiB as JSON it is kept in the blob store, when there is one.
+    #[serde(default, skip_serializing_if = "Value::is_null")]
     pub payload: Value,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub requirement: Requirement,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub priority: Priority,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workflow: Option<Workflow>,
@@ -120,13 +124,29 @@ pub struct Submission {
     /// is kept. At most 256 bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idempotency_key: Option<String>,
+    /// At most one job with this key waits or runs: a submission meanwhile gives back that one. At most 256 bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unique_key: Option<String>,
+    /// Jobs that must have ended before this one can be claimed; at most 10,000. They are known already, or come
+    /// earlier in the same call.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub depends_on: Vec<JobId>,
+    /// What becomes of this job when one of those does not complete.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub on_dependency_failure: DependencyPolicy,
+    /// Prefer a worker that has this model loaded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub affinity: Option<Affinity>,
+    /// An http(s) address that is sent the job's end: once it is committed, until it is accepted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub webhook: Option<String>,
     /// Not claimable before this time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_before: Option<Timestamp>,
     /// One attempt may take so long; then it is stopped and counts as failed. Default 1 h.
-    #[serde(default = "default_timeout")]
+    #[serde(default = "default_timeout", skip_serializing_if = "is_default_timeout")]
     pub timeout: Seconds,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub retry: RetryPolicy,
     /// W3C `traceparent`, carried along.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -135,6 +155,39 @@ pub struct Submission {
 
 fn default_timeout() -> Seconds {
     Seconds::from_secs(3600)
+}
+
+fn is_default_timeout(timeout: &Seconds) -> bool {
+    *timeout == default_timeout()
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// What becomes of a job when one that it waits for fails or is cancelled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DependencyPolicy {
+    /// It fails too.
+    #[default]
+    Fail,
+    /// It runs all the same.
+    Run,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Affinity {
+    pub model: String,
+    /// While a worker that has the model loaded lives, others leave the job to it for so long; at most 5 min, default
+    /// 2 s.
+    #[serde(default = "default_wait")]
+    pub wait: Seconds,
+}
+
+fn default_wait() -> Seconds {
+    Seconds::from_secs(2)
 }
 
 impl Submission {
@@ -152,6 +205,11 @@ impl Submission {
             workflow: None,
             customer: None,
             idempotency_key: None,
+            unique_key: None,
+            depends_on: Vec::new(),
+            on_dependency_failure: DependencyPolicy::default(),
+            affinity: None,
+            webhook: None,
             not_before: None,
             timeout: default_timeout(),
             retry: RetryPolicy::default(),
@@ -189,6 +247,8 @@ impl Default for RetryPolicy {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum JobState {
+    /// Waits for other jobs to end.
+    Blocked,
     /// Waits for its time, or for the end of a backoff.
     Delayed,
     /// Waits for a worker.
@@ -201,8 +261,8 @@ pub enum JobState {
 }
 
 impl JobState {
-    pub const ALL: [Self; 6] =
-        [Self::Delayed, Self::Pending, Self::Running, Self::Completed, Self::Failed, Self::Cancelled];
+    pub const ALL: [Self; 7] =
+        [Self::Running, Self::Pending, Self::Delayed, Self::Blocked, Self::Failed, Self::Cancelled, Self::Completed];
 
     pub const fn is_final(self) -> bool {
         matches!(self, Self::Completed | Self::Failed | Self::Cancelled)
@@ -210,6 +270,7 @@ impl JobState {
 
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::Blocked => "blocked",
             Self::Delayed => "delayed",
             Self::Pending => "pending",
             Self::Running => "running",
@@ -266,7 +327,7 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Proof of holding a job: the claim's number, counted per job. Whoever holds an older one holds nothing.
+/// Proof of holding a job: the claim's number. Whoever holds an older one holds nothing.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Token {
     pub job: JobId,
@@ -315,12 +376,15 @@ pub struct Job {
     /// The worker that holds it or held it last.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub worker: Option<String>,
-    /// How often it has been claimed.
+    /// The number of its latest claim, which grows over the whole queue; 0 when it was never claimed.
     pub claims: u64,
     /// Attempts that count against `retry.max_attempts`.
     pub attempts: u32,
     /// How often its worker died.
     pub losses: u32,
+    /// How many jobs it still waits for, while `Blocked`.
+    #[serde(skip_serializing_if = "is_default", default)]
+    pub waits_for: u32,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub progress: Option<Progress>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -341,7 +405,8 @@ pub struct JobEvent {
     /// Grows within a job; the cursor.
     pub seq: u64,
     pub at: Timestamp,
-    /// `submitted`, `claimed`, `progress`, `log`, `retried`, `released`, `lost`, `completed`, `failed`, `cancelled`.
+    /// `submitted`, `unblocked`, `claimed`, `progress`, `log`, `partial`, `retried`, `released`, `lost`, `cancelling`,
+    /// `completed`, `failed`, `cancelled`.
     pub kind: String,
     #[serde(default, skip_serializing_if = "Value::is_null")]
     pub data: Value,
@@ -350,13 +415,146 @@ pub struct JobEvent {
 /// Numbers of the whole queue.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 pub struct QueueStats {
+    pub blocked: u64,
     pub delayed: u64,
     pub pending: u64,
     pub running: u64,
     pub completed: u64,
     pub failed: u64,
     pub cancelled: u64,
-    /// Since when the oldest pending job waits.
+    /// Workers whose lease holds.
+    pub workers: u64,
+    /// Submissions of plain Redis clients that nobody has read yet.
+    pub inbox: u64,
+    /// Webhooks that have not been accepted yet.
+    pub webhooks: u64,
+    /// Kinds of requirement.
+    pub classes: u64,
+    /// Since when the longest waiting waits, of the jobs that come next.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub oldest_pending: Option<Timestamp>,
+}
+
+/// What one pauses or limits: all jobs of a service, of a pool that is asked for, or of a customer.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scope {
+    Service(Name),
+    Pool(Name),
+    Customer(String),
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Service(name) => write!(f, "service:{name}"),
+            Self::Pool(name) => write!(f, "pool:{name}"),
+            Self::Customer(name) => write!(f, "customer:{}", plain(name)),
+        }
+    }
+}
+
+impl std::str::FromStr for Scope {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let wrong = || format!("{text:?} is no scope: write service:NAME, pool:NAME or customer:NAME");
+        let (kind, name) = text.split_once(':').ok_or_else(wrong)?;
+        match kind {
+            "service" => Ok(Self::Service(Name::new(name).map_err(|_| wrong())?)),
+            "pool" => Ok(Self::Pool(Name::new(name).map_err(|_| wrong())?)),
+            "customer" if !name.is_empty() => Ok(Self::Customer(unplain(name))),
+            _ => Err(wrong()),
+        }
+    }
+}
+
+/// Bytes other than letters, digits, `.`, `_` and `-` as `%XX`.
+pub(super) fn plain(text: &str) -> String {
+    text.bytes().fold(String::with_capacity(text.len()), |mut out, byte| {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-') {
+            out.push(char::from(byte));
+        } else {
+            let _ = write!(out, "%{byte:02X}");
+        }
+        out
+    })
+}
+
+fn unplain(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        let hex = (*first == b'%').then(|| after.get(..2)).flatten();
+        let hex = hex.and_then(|hex| u8::from_str_radix(std::str::from_utf8(hex).ok()?, 16).ok());
+        bytes.push(hex.unwrap_or(*first));
+        rest = if hex.is_some() { &after[2..] } else { after };
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// What holds the jobs of a [`Scope`] back. The default holds nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limit {
+    /// So many run at once at most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_running: Option<u32>,
+    /// So many start per second at most, on average.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub per_second: Option<f64>,
+    /// So many may start at once when none has for a while; default 1, or one second's worth.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub burst: Option<u32>,
+    /// None starts.
+    #[serde(skip_serializing_if = "is_default")]
+    pub paused: bool,
+}
+
+/// A job that is submitted again and again.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JobSchedule {
+    pub name: Name,
+    /// When, as in a service's `schedule`.
+    pub cron: String,
+    pub job: Submission,
+    /// Set by the queue.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<Timestamp>,
+}
+
+/// Which workers may run a job, and the first reason of each that may not.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Explanation {
+    pub job: JobId,
+    pub state: JobState,
+    /// Why it does not run now, as one sentence.
+    pub reason: String,
+    pub workers: Vec<WorkerMatch>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WorkerMatch {
+    pub worker: String,
+    /// Missing when the worker may run the job.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub mismatch: Option<String>,
+}
+
+/// A kind of requirement and its jobs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClassStatus {
+    pub class: String,
+    pub service: Name,
+    pub requirement: Requirement,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub customer: Option<String>,
+    pub pending: u64,
+    /// Pending, delayed, blocked and running.
+    pub live: u64,
+    /// Kinds of worker that may run it.
+    pub profiles: u64,
+    /// The paused or exhausted scope that holds it back.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub held_by: Option<String>,
 }

@@ -7,6 +7,8 @@ use super::Submission;
 const MAX_DEPTH: usize = 64;
 const MAX_TEXT: usize = 256;
 const MAX_CLAUSES: usize = 100;
+const MAX_DEPENDENCIES: usize = 10_000;
+const MAX_EXPRESSION: usize = 1_000;
 const MAX_TIMEOUT: Duration = Duration::from_hours(7 * 24);
 
 /// Why a submission cannot be taken, as a sentence for its author.
@@ -22,9 +24,33 @@ pub(super) fn refuse(submission: &Submission) -> Option<String> {
         let limit = Submission::MAX_PAYLOAD_BYTES;
         return Some(format!("the payload has {bytes} bytes, at most {limit} are taken; pass large data by reference"));
     }
-    let key = submission.idempotency_key.as_deref();
-    if key.is_some_and(|key| key.is_empty() || key.len() > Submission::MAX_KEY_BYTES) {
-        return Some(format!("an idempotency key has 1 to {} bytes", Submission::MAX_KEY_BYTES));
+    let keys = [&submission.idempotency_key, &submission.unique_key];
+    if keys.into_iter().flatten().any(|key| key.is_empty() || key.len() > Submission::MAX_KEY_BYTES) {
+        return Some(format!("an idempotency key or unique key has 1 to {} bytes", Submission::MAX_KEY_BYTES));
+    }
+    let dependencies = submission.depends_on.len();
+    if dependencies > MAX_DEPENDENCIES {
+        return Some(format!("the job waits for {dependencies} others, at most {MAX_DEPENDENCIES} are taken"));
+    }
+    if submission.id.as_ref().is_some_and(|id| submission.depends_on.contains(id)) {
+        return Some("the job waits for itself".to_owned());
+    }
+    if submission.affinity.as_ref().is_some_and(|affinity| affinity.wait.get() > Duration::from_secs(300)) {
+        return Some("affinity.wait is longer than 5 minutes".to_owned());
+    }
+    let url = submission.webhook.as_deref().map(|url| (url, reqwest::Url::parse(url)));
+    if let Some((url, parsed)) = url
+        && !parsed.is_ok_and(|parsed| matches!(parsed.scheme(), "http" | "https"))
+    {
+        return Some(format!("the webhook {url:?} is no http or https address"));
+    }
+    if let Some(when) = &submission.requirement.when {
+        if when.len() > MAX_EXPRESSION {
+            return Some(format!("requirement.when has {} bytes, at most {MAX_EXPRESSION} are taken", when.len()));
+        }
+        if let Err(why) = super::expression::check(when) {
+            return Some(format!("requirement: {why}"));
+        }
     }
     let retry = &submission.retry;
     if !(1..=100).contains(&retry.max_attempts) {
@@ -47,7 +73,7 @@ pub(super) fn refuse(submission: &Submission) -> Option<String> {
     }
     let names = requirement.labels.keys().chain(requirement.exclude.keys()).chain(&requirement.models);
     let texts = names.chain(&submission.customer).chain(submission.workflow.iter().map(|workflow| &workflow.id));
-    let texts = texts.chain(&submission.trace);
+    let texts = texts.chain(&submission.trace).chain(submission.affinity.iter().map(|affinity| &affinity.model));
     if let Some(long) = texts.into_iter().find(|text| text.is_empty() || text.len() > MAX_TEXT) {
         let start: String = long.chars().take(40).collect();
         return Some(format!("{start:?}... has {} bytes, names in a job have 1 to {MAX_TEXT}", long.len()));
@@ -87,6 +113,9 @@ mod tests {
             (json!({ "service": "s", "payload": deep }), "nested deeper"),
             (json!({ "service": "s", "payload": "x".repeat(1_100_000) }), "the payload has"),
             (json!({ "service": "s", "idempotency_key": "" }), "idempotency key"),
+            (json!({ "service": "s", "requirement": { "when": "let x = 1" } }), "no expression"),
+            (json!({ "service": "s", "webhook": "ftp://x" }), "webhook"),
+            (json!({ "service": "s", "id": "a", "depends_on": ["a"] }), "waits for itself"),
             (json!({ "service": "s", "retry": { "max_attempts": 0 } }), "max_attempts"),
             (json!({ "service": "s", "timeout": 0 }), "timeout"),
             (json!({ "service": "s", "customer": "c".repeat(300) }), "has 300 bytes"),

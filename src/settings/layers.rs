@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::Secret;
 use super::document::{read_toml, read_yaml};
 use super::model::{
     ConnectorSettings, HttpSettings, LogSettings, MachineSettings, QueueBackend, QueueSettings, ReloadSettings,
     ResourceSettings, Settings, ShutdownSettings,
 };
 use super::origin::{Leaf, Origin, Tree};
+use super::{RedisAddress, Secret};
 use crate::base::{Name, Problem, Problems, SourceText, did_you_mean};
 use crate::spec::{FieldProblem, Fields};
 
@@ -281,7 +281,15 @@ fn read_settings(dir: &Path, value: &Value, reader: &mut Reader<'_>) -> Option<S
         let backend = text(fields, reader, "queue", "url").and_then(|url| read_queue_url(&url, &state_dir, fields));
         let lease = reader.get(fields, "queue", "lease");
         let connect_timeout = reader.get(fields, "queue", "connect_timeout");
-        Some(QueueSettings { backend: backend?, lease: lease?, connect_timeout: connect_timeout? })
+        let name = reader.get(fields, "queue", "name");
+        let webhook_secret = text(fields, reader, "queue", "webhook_secret").map(Secret::new);
+        Some(QueueSettings {
+            backend: backend?,
+            name: name?,
+            webhook_secret,
+            lease: lease?,
+            connect_timeout: connect_timeout?,
+        })
     });
     let http = reader.section(&mut root, "http", |reader, fields| {
         let listen = reader.get::<SocketAddr>(fields, "http", "listen");
@@ -347,14 +355,16 @@ fn read_queue_url(url: &str, state_dir: &Path, fields: &mut Fields<'_>) -> Optio
     match url.strip_prefix("embedded:") {
         Some("") => Some(QueueBackend::Embedded(state_dir.join("queue.db"))),
         Some(path) => Some(QueueBackend::Embedded(state_dir.join(path))),
-        None => {
-            fields.report(
-                FieldProblem::new("[queue]", format!("\"url\": {url:?} names no kind of queue"))
-                    .token("url")
-                    .help("write \"embedded:\" or \"embedded:PATH\""),
-            );
-            None
-        }
+        None => match url.parse::<RedisAddress>() {
+            Ok(address) => Some(QueueBackend::Redis(address)),
+            Err(why) => {
+                let help = "write \"embedded:\", \"embedded:PATH\", \"redis://HOST:PORT\" (rediss:// for TLS), \
+                            \"redis+sentinel://HOST,HOST/MASTER\" or \"redis+cluster://HOST,HOST\"";
+                let problem = format!("\"url\" names no queue: {why}");
+                fields.report(FieldProblem::new("[queue]", problem).token("url").help(help));
+                None
+            }
+        },
     }
 }
 

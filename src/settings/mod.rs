@@ -5,6 +5,7 @@ mod document;
 mod layers;
 mod model;
 mod origin;
+mod redis_address;
 mod secret;
 
 pub use layers::{Overrides, load, machine_file};
@@ -13,4 +14,5 @@ pub use model::{
     ResourceSettings, Settings, ShutdownSettings,
 };
 pub use origin::{Leaf, Origin, Tree};
+pub use redis_address::{RedisAddress, RedisNodes};
 pub use secret::Secret;

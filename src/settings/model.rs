@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::Secret;
+use super::{RedisAddress, Secret};
 use crate::base::{Name, Seconds};
 use crate::telemetry::LogFormat;
 
@@ -43,6 +43,10 @@ pub struct MachineSettings {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct QueueSettings {
     pub backend: QueueBackend,
+    /// Several queues can share a Redis.
+    pub name: Name,
+    /// Signs webhooks.
+    pub webhook_secret: Option<Secret>,
     pub lease: Seconds,
     pub connect_timeout: Seconds,
 }
@@ -51,6 +55,7 @@ pub struct QueueSettings {
 #[serde(rename_all = "snake_case")]
 pub enum QueueBackend {
     Embedded(PathBuf),
+    Redis(RedisAddress),
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]

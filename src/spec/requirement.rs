@@ -29,6 +29,11 @@ pub struct Requirement {
     /// Only this machine.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub machine: Option<Name>,
+    /// A Rhai expression over the worker's capabilities that must be true, for what the other clauses cannot say:
+    /// `labels.tier > 2 && models.contains("sdxl")`. It knows `services`, `machine_type`, `machine`, `worker`, `pool`,
+    /// `hardware`, `models` and `labels`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub when: Option<String>,
     /// Only workers of this name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub worker: Option<Name>,

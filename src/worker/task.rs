@@ -1,10 +1,10 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
-use metrics::{gauge, histogram};
+use metrics::{counter, gauge, histogram};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -23,7 +23,12 @@ use crate::telemetry::{EventLog, Published};
 const CHECK_FAILING: Duration = Duration::from_secs(2);
 const CHECK_HOLDING: Duration = Duration::from_secs(30);
 /// How long a connector may take to stop once it was told.
+/// How many models a worker is taken to have loaded.
+const MAX_LOADED: usize = 2;
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What beats are counted from.
+static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// Whether the services a worker needs are ready; the reason when they are not.
 pub type Readiness = Result<(), String>;
@@ -66,6 +71,8 @@ struct Shared {
     stopped: CancellationToken,
     state: Mutex<(WorkerState, Option<String>)>,
     counts: Mutex<(u64, u64)>,
+    /// Models of the latest jobs that named one: likely still loaded.
+    loaded: Mutex<VecDeque<String>>,
 }
 
 struct Running {
@@ -108,6 +115,7 @@ impl Worker {
             stopped: CancellationToken::new(),
             state: Mutex::new((WorkerState::Waiting, None)),
             counts: Mutex::default(),
+            loaded: Mutex::default(),
             config,
         });
         let (claiming, beating) = (Arc::clone(&shared), Arc::clone(&shared));
@@ -193,7 +201,11 @@ impl Shared {
                 self.pause(Duration::MAX, &mut ready).await;
                 continue;
             }
-            let request = ClaimRequest { registration: self.config.registration.clone(), limit: free };
+            let request = ClaimRequest {
+                registration: self.config.registration.clone(),
+                limit: free,
+                loaded: lock(&self.loaded).iter().cloned().collect(),
+            };
             match self.config.broker.claim(&request).await {
                 Ok(claims) => {
                     self.set_state(WorkerState::Active, None);
@@ -291,6 +303,8 @@ impl Shared {
         let deadline = begun + timeout;
         let context = JobContext { cancel: cancel.clone(), deadline, sink: reporter.sink() };
         let id = claim.token.job.clone();
+        let affinity = claim.job.submission.affinity.clone();
+        let service = claim.job.submission.service.to_string();
         let run = AssertUnwindSafe(connector.run(Arc::new(claim.job), context)).catch_unwind();
         tokio::pin!(run);
         let mut timed_out = false;
@@ -329,7 +343,18 @@ impl Shared {
         let connector_name = self.config.connector_name.to_string();
         histogram!("machinist_job_duration_seconds", "connector" => connector_name, "outcome" => label)
             .record(begun.elapsed().as_secs_f64());
+        if let (Outcome::Completed(_), Some(affinity)) = (&outcome, affinity) {
+            let mut loaded = lock(&self.loaded);
+            loaded.retain(|model| *model != affinity.model);
+            loaded.push_back(affinity.model);
+            while loaded.len() > MAX_LOADED {
+                loaded.pop_front();
+            }
+        }
         reporter.flush().await;
+        if let Outcome::Completed(_) = &outcome {
+            counter!("machinist_jobs_finished_total", "service" => service, "outcome" => "completed").increment(1);
+        }
         self.deliver(&claim.token, &outcome).await;
         if result.is_none() {
             self.config.events.emit(&JobOverdue { worker: self.config.name.clone(), job: id.clone() });
@@ -362,14 +387,30 @@ impl Shared {
         // A worker that could not renew stops its jobs before the queue gives them to others.
         let margin = self.config.lease / 6;
         let mut renewed = Instant::now();
+        let mut cancellations = self.config.broker.cancellations();
         loop {
+            // All workers of a process beat at the same instants, so that the queue hears of them in one call.
+            let next = EPOCH.elapsed().as_nanos() % beat.as_nanos();
+            let pause = beat.saturating_sub(Duration::from_nanos(u64::try_from(next).unwrap_or(0)));
             tokio::select! {
                 () = self.stopped.cancelled() => return,
-                () = tokio::time::sleep(beat) => {}
+                cancelled = cancellations.recv() => {
+                    match cancelled {
+                        Ok(id) => self.stop_running(StopReason::Cancelled, |running| *running == id),
+                        // The next beat tells what was missed.
+                        Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {}
+                        Err(tokio::sync::broadcast::error::RecvError::Closed) => {
+                            cancellations = self.config.broker.cancellations();
+                        }
+                    }
+                    continue;
+                }
+                () = tokio::time::sleep(pause) => {}
             }
             let held: Vec<Token> = lock(&self.running).values().map(|running| running.token.clone()).collect();
             let asked = Instant::now();
-            let heartbeat = self.config.broker.heartbeat(&self.config.registration, &held);
+            let loaded: BTreeSet<String> = lock(&self.loaded).iter().cloned().collect();
+            let heartbeat = self.config.broker.heartbeat(&self.config.registration, &held, &loaded);
             match tokio::time::timeout(beat, heartbeat).await {
                 Ok(Ok(reply)) => {
                     renewed = asked;

@@ -1,7 +1,9 @@
 //! What several test binaries share.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub mod http;
 pub mod machine;
+pub mod redis;
 
 use std::time::{Duration, Instant};
 

@@ -1,0 +1,327 @@
+use std::time::{Duration, Instant};
+
+use super::{Client, Reply, codec, lock, show};
+use crate::base::{Schedule, Timestamp};
+use crate::queue::lifecycle::Transition;
+use crate::queue::matching::Class;
+use crate::queue::validate::refuse;
+use crate::queue::{
+    BrokerError, Explanation, Failure, FailureClass, JobId, JobSchedule, JobState, Round, Submission, WorkerMatch,
+};
+
+type Result<T> = std::result::Result<T, BrokerError>;
+
+/// The holder stops an attempt at its time; the reaper does when the holder has not so long after.
+const TIMEOUT_GRACE_MS: &str = "15000";
+/// Nobody looks later than this, whatever it was told.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+const RETAIN_EVERY: Duration = Duration::from_secs(60);
+const INBOX_PAGE: usize = 100;
+
+impl Client {
+    /// One round of what any process may do for all.
+    pub(super) async fn keep(&self) -> Result<Round> {
+        let known = lock(&self.shared.todo).take();
+        let todo = match known {
+            Some(todo) => todo,
+            None => self.store.call("todo", vec![TIMEOUT_GRACE_MS.to_owned()]).await?,
+        };
+        let mut parts = todo.list()?.into_iter();
+        let mut part = || parts.next().unwrap_or(Reply::Nil);
+        let (now, due, lease) = (codec::time(&part().text()?)?, part().text()?, part().text()?);
+        self.shared.note_due(&due);
+        let (expired, overdue) = (part().texts()?, part().texts()?);
+        let (unsettled, outbox, schedule, inbox) =
+            (part().number::<u64>()?, part().number::<u8>()?, part().text()?, part().number::<u64>()?);
+        let stats = codec::stats(part())?;
+        show(&stats);
+
+        let mut more = expired.len() + overdue.len() > 60;
+        for incarnation in &expired {
+            self.end_incarnation(incarnation).await?;
+        }
+        let overdue: Vec<JobId> = overdue.iter().filter_map(|id| JobId::new(id).ok()).collect();
+        self.end_overdue(&overdue).await?;
+        if unsettled > 0 {
+            more |= self.settle().await?;
+        }
+        if inbox > 0 {
+            self.ingest().await?;
+        }
+        let mut next = (self.config.lease * 2 / 3).min(LONGEST_PAUSE);
+        if !schedule.is_empty() {
+            next = next.min(self.fire_schedules(codec::time(&schedule)?, now).await?);
+        }
+        // Whoever else is about to lose its lease.
+        if !lease.is_empty() {
+            next = next.min(codec::time(&lease)?.since(now) + Duration::from_millis(20));
+        }
+        let full = stats.completed + stats.failed + stats.cancelled > u64::from(self.config.max_finished);
+        let retained = lock(&self.shared.retained).replace(Instant::now());
+        if full || retained.is_none_or(|at| at.elapsed() >= RETAIN_EVERY) {
+            self.retain().await?;
+        } else {
+            *lock(&self.shared.retained) = retained;
+        }
+        if outbox == 1 && self.config.webhooks.is_some() {
+            self.deliver_webhooks().await?;
+        }
+        Ok(Round { next: if more { Duration::ZERO } else { next }, stats })
+    }
+
+    async fn end_overdue(&self, ids: &[JobId]) -> Result<()> {
+        let (now, found) = self.stored(ids).await?;
+        for (stored, run) in found {
+            let Some(stored) = stored.filter(|_| !run.is_empty()) else { continue };
+            let message = format!("it ran longer than {} and was not stopped", stored.job.submission.timeout);
+            let failure = Failure::new(FailureClass::Timeout, message);
+            let chance = rand::random();
+            let end = Transition::failed(&stored.job, &failure, stored.cancelled, self.config.lease, chance, now);
+            self.carry_out(&stored, codec::fence(&run), &end, now).await?;
+        }
+        Ok(())
+    }
+
+    /// Tells jobs that waited for others; true when there is more to tell.
+    async fn settle(&self) -> Result<bool> {
+        for _ in 0..1_000 {
+            let mut answer = self.store.call("settle", Vec::new()).await?.list()?.into_iter();
+            let mut next = || answer.next().unwrap_or(Reply::Nil).number::<u64>();
+            let (_told, left) = (next()?, next()?);
+            if left == 0 {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    async fn retain(&self) -> Result<()> {
+        let millis = |kept: Duration| kept.as_millis().to_string();
+        let arguments = vec![
+            millis(self.config.keep_finished),
+            millis(self.config.keep_failed),
+            self.config.max_finished.to_string(),
+        ];
+        for _ in 0..1_000 {
+            if self.store.call("retain", arguments.clone()).await?.number::<u64>()? == 0 {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes in what plain Redis clients pushed to the inbox: a JSON submission each.
+    async fn ingest(&self) -> Result<()> {
+        loop {
+            let entries = self.store.call("inbox", Vec::new()).await?.texts()?;
+            let Some(first) = entries.first() else { return Ok(()) };
+            let mut jobs = Vec::new();
+            let mut refused = None;
+            for entry in &entries {
+                match serde_json::from_str::<Submission>(entry).map_err(|cause| cause.to_string()) {
+                    Ok(submission) => match refuse(&submission) {
+                        None => jobs.push(submission),
+                        Some(why) => refused = Some(why),
+                    },
+                    Err(why) => refused = Some(why),
+                }
+                if refused.is_some() {
+                    break;
+                }
+            }
+            if jobs.is_empty() {
+                if let Some(why) = refused {
+                    self.refuse_entry(first, &why).await?;
+                }
+                continue;
+            }
+            let count = jobs.len();
+            let jobs: Vec<(JobId, Submission)> =
+                jobs.into_iter().map(|mut job| (job.id.take().unwrap_or_else(JobId::random), job)).collect();
+            let (submit, classes) = Self::encode(&jobs)?;
+            let mut arguments = vec![count.to_string(), first.clone(), entries[count - 1].clone()];
+            arguments.extend(submit);
+            let answer = self.store.call("ingest", arguments).await?;
+            if answer == Reply::List(vec![Reply::Text("GONE".to_owned())]) {
+                // Somebody else takes them in.
+                return Ok(());
+            }
+            match self.submitted(answer, &classes, 0).await {
+                Ok(_) => {}
+                Err(BrokerError::Refused { index: 0, why }) => self.refuse_entry(first, &why).await?,
+                // Those before it go first, by themselves.
+                Err(BrokerError::Refused { index, .. }) => {
+                    self.ingest_first(&entries, &jobs, index).await?;
+                }
+                Err(cause) => return Err(cause),
+            }
+            if entries.len() < INBOX_PAGE && refused.is_none() {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn ingest_first(&self, entries: &[String], jobs: &[(JobId, Submission)], count: usize) -> Result<()> {
+        let (submit, classes) = Self::encode(&jobs[..count])?;
+        let mut arguments = vec![count.to_string(), entries[0].clone(), entries[count - 1].clone()];
+        arguments.extend(submit);
+        let answer = self.store.call("ingest", arguments).await?;
+        if answer != Reply::List(vec![Reply::Text("GONE".to_owned())]) {
+            self.submitted(answer, &classes, 0).await?;
+        }
+        Ok(())
+    }
+
+    /// Refused submissions are kept in a list of their own, with the reason.
+    async fn refuse_entry(&self, entry: &str, why: &str) -> Result<()> {
+        tracing::warn!("a submission in the queue's inbox is refused: {why}");
+        let record = serde_json::json!({ "why": why, "entry": entry, "at": Timestamp::now() }).to_string();
+        self.store.call("inbox_refuse", vec![entry.to_owned(), record]).await.map(drop)
+    }
+
+    // Schedules.
+
+    pub(super) async fn store_schedule(&self, schedule: JobSchedule) -> Result<Timestamp> {
+        let refused = |why: String| BrokerError::Refused { index: 0, why };
+        if let Some(why) = refuse(&schedule.job) {
+            return Err(refused(why));
+        }
+        let cron: Schedule = schedule.cron.parse().map_err(refused)?;
+        let next = cron.next_after(Timestamp::now()).ok_or_else(|| refused("the schedule never comes".to_owned()))?;
+        let text = serde_json::to_string(&JobSchedule { next: None, ..schedule.clone() })
+            .map_err(|cause| BrokerError::damaged(&cause))?;
+        let arguments = vec![schedule.name.to_string(), String::new(), next.as_millis().to_string(), text];
+        self.store.call("schedule", arguments).await?;
+        Ok(next)
+    }
+
+    pub(super) async fn read_schedules(&self) -> Result<Vec<JobSchedule>> {
+        let mut schedules = Vec::new();
+        for entry in self.store.call("schedules", Vec::new()).await?.list()? {
+            let mut parts = entry.texts()?.into_iter();
+            let (Some(_), Some(next), Some(text)) = (parts.next(), parts.next(), parts.next()) else { continue };
+            let schedule: JobSchedule = codec::json(&text)?;
+            schedules.push(JobSchedule { next: Some(codec::time(&next)?), ..schedule });
+        }
+        Ok(schedules)
+    }
+
+    /// Submits what is due, each time once whoever does it; answers with the pause until the next.
+    async fn fire_schedules(&self, first: Timestamp, now: Timestamp) -> Result<Duration> {
+        if first > now {
+            return Ok(first.since(now));
+        }
+        for schedule in self.read_schedules().await? {
+            let Some(due) = schedule.next.filter(|due| *due <= now) else { continue };
+            // A second process that fires the same time finds the key taken.
+            let key = format!("schedule:{}:{}", schedule.name, due.as_millis());
+            let job = Submission { idempotency_key: Some(key), ..schedule.job };
+            if let Err(cause) = super::Broker::submit(self, vec![job]).await {
+                if let BrokerError::Unavailable { .. } = cause {
+                    return Err(cause);
+                }
+                tracing::warn!("the scheduled job {} is refused: {cause}", schedule.name);
+            }
+            let cron: std::result::Result<Schedule, _> = schedule.cron.parse();
+            // Times that passed while nobody was there are one.
+            let next = cron.ok().and_then(|cron| cron.next_after(now));
+            let next = next.map(|next| next.as_millis().to_string()).unwrap_or_default();
+            let arguments = vec![schedule.name.to_string(), due.as_millis().to_string(), next, String::new()];
+            self.store.call("schedule", arguments).await?;
+        }
+        Ok(Duration::ZERO)
+    }
+
+    // Questions.
+
+    pub(super) async fn explain_job(&self, id: &JobId) -> Result<Explanation> {
+        let (now, stored, _) = self.one(id).await?;
+        self.fresh_workers().await?;
+        let job = stored.job;
+        let mut class = Class::of(&job.submission);
+        class.avoid.extend(stored.avoid);
+        let workers: Vec<WorkerMatch> = {
+            let roster = self.roster();
+            let judge = |(name, worker): (&String, _)| WorkerMatch {
+                worker: name.clone(),
+                mismatch: class.admits(name, worker).err().map(|mismatch| mismatch.to_string()),
+            };
+            roster.workers.iter().map(judge).collect()
+        };
+        let fitting = workers.iter().filter(|worker| worker.mismatch.is_none()).count();
+        let reason = match job.state {
+            JobState::Blocked => format!("it waits for {} other jobs", job.waits_for),
+            JobState::Delayed => {
+                let due = job.due.map_or(Duration::ZERO, |due| due.since(now));
+                format!("it waits {} until its time", humantime::format_duration(Duration::from_secs(due.as_secs())))
+            }
+            JobState::Running => format!("it runs on {}", job.worker.as_deref().unwrap_or("a worker")),
+            JobState::Pending if workers.is_empty() => "no worker is registered".to_owned(),
+            JobState::Pending if fitting == 0 => {
+                format!("none of the {} registered workers matches it", workers.len())
+            }
+            JobState::Pending => {
+                let held = self.held_by(&class.id().0).await?;
+                held.map_or_else(
+                    || format!("{fitting} workers match it; they have jobs that come first, or are busy"),
+                    |scope| format!("{scope} is paused or at its limit"),
+                )
+            }
+            state => format!("it is {state}"),
+        };
+        Ok(Explanation { job: job.id, state: job.state, reason, workers })
+    }
+
+    async fn held_by(&self, class: &str) -> Result<Option<String>> {
+        let answer = self.store.call("held_by", vec![class.to_owned()]).await?;
+        Ok(match answer {
+            Reply::Text(scope) => Some(scope),
+            _ => None,
+        })
+    }
+
+    pub(super) async fn audit(&self, repair: bool) -> Result<Vec<String>> {
+        let flag = if repair { "1" } else { "0" };
+        let mut problems = Vec::new();
+        let mut cursor = None;
+        loop {
+            let (ids, next) = self.store.job_ids(cursor).await?;
+            for chunk in ids.chunks(50) {
+                let mut arguments = vec![flag.to_owned()];
+                arguments.extend_from_slice(chunk);
+                problems.extend(self.store.call("audit", arguments).await?.texts()?);
+            }
+            cursor = next;
+            if cursor.is_none() {
+                break;
+            }
+        }
+        self.read_classes().await?;
+        let classes: Vec<String> = self.roster().classes.keys().map(|id| id.0.clone()).collect();
+        for chunk in classes.chunks(50) {
+            let mut arguments = vec![flag.to_owned()];
+            arguments.extend_from_slice(chunk);
+            problems.extend(self.store.call("audit_classes", arguments).await?.texts()?);
+        }
+        problems.extend(self.store.call("audit_pending", vec![flag.to_owned()]).await?.texts()?);
+        Ok(problems)
+    }
+
+    async fn deliver_webhooks(&self) -> Result<()> {
+        let ids = self.store.call("outbox", Vec::new()).await?.texts()?;
+        let ids: Vec<JobId> = ids.iter().filter_map(|id| JobId::new(id).ok()).collect();
+        let (_, found) = self.stored(&ids).await?;
+        for (stored, _) in found {
+            if let (Some(stored), Some(sender)) = (stored, self.config.webhooks.clone()) {
+                let store = std::sync::Arc::clone(&self.store);
+                tokio::spawn(async move {
+                    let tries = stored.webhook_tries + 1;
+                    let pause = sender.send(&stored.job, tries).await;
+                    let pause = pause.map(|pause| pause.as_millis().to_string()).unwrap_or_default();
+                    let _ = store.call("delivered", vec![stored.job.id.to_string(), pause, tries.to_string()]).await;
+                });
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,1301 @@
+-- The queue's state machine: every change of a job's state is one call of one of these functions.
+--
+-- The same text runs inside Redis (as a library of functions) and inside the engine (embedded queue); docs/queue.md
+-- describes keys and functions for people. Rules: every loop is bounded, no key is looked for by pattern, time is the
+-- server's, and all keys begin with the queue's tag so that they lie in one slot.
+--
+-- Keys, after "{queue}:":
+--   j:<id>   "score class timeout submitted flags json": what was submitted, never changed
+--   m:<id>   hash, what changes; missing until something does
+--              st   c completed, f failed, x cancelled, b blocked; missing while it waits or runs
+--              at lo fin cl w n   attempts, losses, finished, last claim's time, worker and fence
+--              pr res fail sv h   progress, result, failure, saved value, history, as JSON
+--              x    cancellation asked for      c   class, where it is not the submitted one      av  whom to avoid
+--              need how many jobs it waits for  dp  what becomes of it when one fails    due   not before
+--   e:<id>   list of events "time kind json"; m.ev counts those that were trimmed
+--   c:<class> zset of waiting jobs by score; l:<lane> zset of class heads; H zset of lane heads
+--   cls class -> definition; cs class -> scopes; cn class -> live jobs; cz classes without jobs, since when
+--   s:<class> profiles that match; lane class -> lane; lanes lane -> classes; lp:<lane> profiles; pl:<profile> lanes
+--   pc:<profile> classes; profiles profile -> capabilities; pd complete profiles; pn live workers; pz unused, since when
+--   W incarnation -> end of lease; I incarnation -> "worker profile channel"; N worker -> incarnation; workers -> JSON
+--   i:<incarnation> its jobs; R id -> "fence claimed incarnation worker class flags"; r id -> deadline; fz last fence
+--   d zset of delayed jobs by due time ("@id": leaves the class that avoids a worker); b blocked; f:c f:f f:x finished
+--   z:<profile> idle incarnations; zp profiles with idle ones; np number of pending jobs; ep epoch of profiles
+--   lim scope -> "max rate burst paused"; run scope -> running; tb token buckets; pk:<scope> parked classes; pb; ut
+--   vt, ft:<base> virtual time of fair queueing; wf, wfz place of a workflow; ik, ki idempotency; uq, uk unique keys
+--   dp:<id> who waits for it; sl finished jobs whose dependents have to be told; o outbox of webhooks
+--   sc schedules by next time; sj their definitions; inbox submissions by plain clients; wm:<model> who has it loaded
+
+local LEVEL = 8796093022208 -- 2^43: places within one priority
+local MAX_EVENTS = 1000
+local BATCH = 50
+local SLACK = 50 -- a loaded model may overtake by so many places
+
+local P -- the queue's prefix
+local call, find, match, sub
+
+-- Begins every call: while Redis loads a library, nothing global can be seen.
+local function enter(prefix)
+  P, call = prefix, redis.call
+  find, match, sub = string.find, string.match, string.sub
+end
+
+local function num(n) return string.format('%.0f', n) end
+
+local function now_ms()
+  local t = call('TIME')
+  return t[1] * 1000 + math.floor(t[2] / 1000)
+end
+
+local function event(id, now, kind, data)
+  local n = call('RPUSH', P .. 'e:' .. id, num(now) .. ' ' .. kind .. ' ' .. data)
+  if n > MAX_EVENTS then
+    call('LPOP', P .. 'e:' .. id)
+    call('HINCRBY', P .. 'm:' .. id, 'ev', 1)
+  end
+  call('PUBLISH', P .. 'e:' .. id, kind)
+end
+
+-- Lanes ------------------------------------------------------------------------------------------------------------
+
+local function lane_fix(lane)
+  local h = call('ZRANGE', P .. 'l:' .. lane, 0, 0, 'WITHSCORES')
+  if h[1] then call('ZADD', P .. 'H', h[2], lane) else call('ZREM', P .. 'H', lane) end
+end
+
+-- Carries the head of a class to where it is looked for; answers with its lane.
+local function class_fix(cid)
+  local t = call('ZRANGE', P .. 'c:' .. cid, 0, 0, 'WITHSCORES')
+  local scope = call('HGET', P .. 'pb', cid)
+  if scope then
+    if t[1] then
+      call('ZADD', P .. 'pk:' .. scope, t[2], cid)
+      return false
+    end
+    call('ZREM', P .. 'pk:' .. scope, cid)
+    call('HDEL', P .. 'pb', cid)
+  end
+  local lane = call('HGET', P .. 'lane', cid)
+  if not lane then return false end
+  if t[1] then call('ZADD', P .. 'l:' .. lane, t[2], cid) else call('ZREM', P .. 'l:' .. lane, cid) end
+  lane_fix(lane)
+  return lane
+end
+
+-- Tells up to n idle workers that the lane has something.
+local function wake(lane, n)
+  if not lane then return end
+  for _, pid in ipairs(call('SINTER', P .. 'lp:' .. lane, P .. 'zp')) do
+    while n > 0 do
+      local inc = call('ZRANGE', P .. 'z:' .. pid, 0, 0)[1]
+      if not inc then
+        call('SREM', P .. 'zp', pid)
+        break
+      end
+      call('ZREM', P .. 'z:' .. pid, inc)
+      local info = call('HGET', P .. 'I', inc)
+      if info then
+        call('PUBLISH', P .. match(info, '%S+$'), 'w ' .. inc)
+        n = n - 1
+      end
+    end
+    if n <= 0 then return end
+  end
+end
+
+local function put(id, cid, score)
+  call('ZADD', P .. 'c:' .. cid, score, id)
+  local lane
+  if call('ZRANGE', P .. 'c:' .. cid, 0, 0)[1] == id then lane = class_fix(cid) else lane = call('HGET', P .. 'lane', cid) end
+  wake(lane, 1)
+end
+
+-- The lane with the best head among those of the profile: walk H from the top, or ask for the scores of its lanes,
+-- whichever is less work.
+local function best(pid)
+  local H, pl = P .. 'H', P .. 'pl:' .. pid
+  local k = call('SCARD', pl)
+  if k == 0 then return nil end
+  local top = call('ZRANGE', H, 0, 0, 'WITHSCORES')
+  if not top[1] then return nil end
+  if call('SISMEMBER', pl, top[1]) == 1 then return top[1], tonumber(top[2]) end
+  local off, step = 1, 8
+  while off < k do
+    local hs = call('ZRANGE', H, off, off + step - 1)
+    if #hs == 0 then return nil end
+    local m = call('SMISMEMBER', pl, unpack(hs))
+    for i = 1, #hs do
+      if m[i] == 1 then return hs[i], tonumber(call('ZSCORE', H, hs[i])) end
+    end
+    off = off + #hs
+    step = math.min(step * 2, 128)
+  end
+  local ls = call('SMEMBERS', pl)
+  local lane, least = nil, math.huge
+  for a = 1, #ls, 1000 do
+    local sc = call('ZMSCORE', H, unpack(ls, a, math.min(a + 999, #ls)))
+    for i = 1, #sc do
+      if sc[i] and tonumber(sc[i]) < least then lane, least = ls[a + i - 1], tonumber(sc[i]) end
+    end
+  end
+  return lane, least
+end
+
+-- The class joins or leaves the profiles; it moves to the lane of its new set. Only its head moves, never a job.
+local function subscribe(cid, pid, add)
+  local sk = P .. 's:' .. cid
+  if add then call('SADD', P .. 'pc:' .. pid, cid) else call('SREM', P .. 'pc:' .. pid, cid) end
+  if call(add and 'SADD' or 'SREM', sk, pid) == 0 then return end
+  local old = call('HGET', P .. 'lane', cid)
+  if old then
+    call('ZREM', P .. 'l:' .. old, cid)
+    lane_fix(old)
+    if call('HINCRBY', P .. 'lanes', old, -1) == 0 then
+      call('HDEL', P .. 'lanes', old)
+      for _, q in ipairs(call('SMEMBERS', P .. 'lp:' .. old)) do call('SREM', P .. 'pl:' .. q, old) end
+      call('DEL', P .. 'lp:' .. old)
+    end
+  end
+  local set = call('SMEMBERS', sk)
+  if #set == 0 then
+    call('HDEL', P .. 'lane', cid)
+    return
+  end
+  table.sort(set)
+  local lane = sub(redis.sha1hex(table.concat(set, ' ')), 1, 12)
+  call('HSET', P .. 'lane', cid, lane)
+  if call('HINCRBY', P .. 'lanes', lane, 1) == 1 then
+    for a = 1, #set, 1000 do call('SADD', P .. 'lp:' .. lane, unpack(set, a, math.min(a + 999, #set))) end
+    for _, q in ipairs(set) do call('SADD', P .. 'pl:' .. q, lane) end
+  end
+  class_fix(cid)
+end
+
+-- Scopes: what is paused or limited --------------------------------------------------------------------------------
+
+-- How many jobs of the scope may start now; what it is and when to look again.
+local function room_of(scope, now)
+  local lim = call('HGET', P .. 'lim', scope)
+  if not lim then return math.huge end
+  local max, rate, burst, paused = match(lim, '^(%S+) (%S+) (%S+) (%S+)$')
+  if paused == '1' then return 0 end
+  local room = math.huge
+  if max ~= '-' then room = tonumber(max) - tonumber(call('HGET', P .. 'run', scope) or 0) end
+  if rate ~= '-' then
+    rate, burst = tonumber(rate), tonumber(burst)
+    local tokens, at = burst, now
+    local b = call('HGET', P .. 'tb', scope)
+    if b then
+      tokens, at = match(b, '^(%S+) (%S+)$')
+      tokens = math.min(burst, tonumber(tokens) + math.max(0, now - tonumber(at)) * rate / 1000)
+    end
+    if math.floor(tokens) < room then
+      room = math.floor(tokens)
+      if room < 1 then return room, now + math.ceil((1 - tokens) * 1000 / rate) end
+    end
+  end
+  return room
+end
+
+local function spend(scope, n, now)
+  local lim = call('HGET', P .. 'lim', scope)
+  if not lim then return end
+  local rate, burst = match(lim, '^%S+ (%S+) (%S+)')
+  if rate == '-' then return end
+  rate, burst = tonumber(rate), tonumber(burst)
+  local tokens = burst
+  local b = call('HGET', P .. 'tb', scope)
+  if b then
+    local at
+    tokens, at = match(b, '^(%S+) (%S+)$')
+    tokens = math.min(burst, tonumber(tokens) + math.max(0, now - tonumber(at)) * rate / 1000)
+  end
+  call('HSET', P .. 'tb', scope, string.format('%.6f', tokens - n) .. ' ' .. num(now))
+end
+
+-- Takes the class out of its lane until its scope has room.
+local function park(cid, scope, til)
+  local lane = call('HGET', P .. 'lane', cid)
+  local t = call('ZRANGE', P .. 'c:' .. cid, 0, 0, 'WITHSCORES')
+  call('HSET', P .. 'pb', cid, scope)
+  call('ZADD', P .. 'pk:' .. scope, t[2] or 0, cid)
+  if lane then
+    call('ZREM', P .. 'l:' .. lane, cid)
+    lane_fix(lane)
+  end
+  if til then
+    local old = call('ZSCORE', P .. 'ut', scope)
+    if not old or tonumber(old) > til then
+      call('ZADD', P .. 'ut', num(til), scope)
+      call('PUBLISH', P .. 'due', num(til))
+    end
+  end
+end
+
+-- Puts the best parked classes back into their lanes, as many as there is room for.
+local function unpark(scope, now)
+  local room, til = room_of(scope, now)
+  local n = math.min(room, 16)
+  local parked = n > 0 and call('ZRANGE', P .. 'pk:' .. scope, 0, n - 1) or {}
+  for _, cid in ipairs(parked) do
+    call('ZREM', P .. 'pk:' .. scope, cid)
+    call('HDEL', P .. 'pb', cid)
+    wake(class_fix(cid), 1)
+  end
+  if (til or (n == 16 and #parked == 16)) and call('ZCARD', P .. 'pk:' .. scope) > 0 then
+    call('ZADD', P .. 'ut', num(til or now), scope)
+    if til then call('PUBLISH', P .. 'due', num(til)) end
+  else
+    call('ZREM', P .. 'ut', scope)
+  end
+end
+
+local function running(cid, n, now)
+  local scopes = call('HGET', P .. 'cs', cid)
+  if not scopes then return end
+  for scope in string.gmatch(scopes, '%S+') do
+    if sub(scope, 1, 9) ~= 'affinity:' then
+      local left = call('HINCRBY', P .. 'run', scope, n)
+      if left <= 0 then call('HDEL', P .. 'run', scope) end
+      if n < 0 and call('ZCARD', P .. 'pk:' .. scope) > 0 then unpark(scope, now) end
+    end
+  end
+end
+
+-- Where a job is ---------------------------------------------------------------------------------------------------
+
+local function header(id)
+  local raw = call('GET', P .. 'j:' .. id)
+  if not raw then return nil end
+  return match(raw, '^(%S+) (%S+) (%S+) (%S+) (%S+) ')
+end
+
+local function class_of(id, base) return call('HGET', P .. 'm:' .. id, 'c') or base end
+
+local function state_of(id)
+  local run = call('HGET', P .. 'R', id)
+  if run then return 'r', run end
+  local st = call('HGET', P .. 'm:' .. id, 'st')
+  if st then return st end
+  if call('ZSCORE', P .. 'd', id) then return 'd' end
+  if call('EXISTS', P .. 'j:' .. id) == 1 then return 'p' end
+  return nil
+end
+
+local function live(cid, n, now)
+  local left = call('HINCRBY', P .. 'cn', cid, n)
+  if left <= 0 then call('ZADD', P .. 'cz', num(now), cid) end
+end
+
+local function leave_running(id, run, now)
+  local inc, _, cid = match(run, '^%S+ %S+ (%S+) (%S+) (%S+)')
+  call('HDEL', P .. 'R', id)
+  call('SREM', P .. 'i:' .. inc, id)
+  call('ZREM', P .. 'r', id)
+  running(cid, -1, now)
+  return cid
+end
+
+-- What follows from a job's end: its unique key is free, its webhook due, its dependents are told.
+local function ended(id, st, flags, now)
+  call('ZADD', P .. 'f:' .. st, num(now), id)
+  if find(flags, 'u', 1, true) then
+    local key = call('HGET', P .. 'uk', id)
+    if key then
+      call('HDEL', P .. 'uk', id)
+      call('HDEL', P .. 'uq', key)
+    end
+  end
+  if find(flags, 'w', 1, true) then
+    call('ZADD', P .. 'o', num(now), id)
+    call('PUBLISH', P .. 'due', num(now))
+  end
+  if call('EXISTS', P .. 'dp:' .. id) == 1 then
+    call('RPUSH', P .. 'sl', id)
+    call('PUBLISH', P .. 'due', num(now))
+  end
+end
+
+local function delay(id, due)
+  local head = call('ZRANGE', P .. 'd', 0, 0, 'WITHSCORES')
+  call('ZADD', P .. 'd', num(due), id)
+  if not head[1] or tonumber(head[2]) > due then call('PUBLISH', P .. 'due', num(due)) end
+end
+
+local function promote(now)
+  local due = call('ZRANGEBYSCORE', P .. 'd', '-inf', num(now), 'LIMIT', 0, BATCH)
+  for _, id in ipairs(due) do
+    call('ZREM', P .. 'd', id)
+    if sub(id, 1, 1) == '@' then
+      id = sub(id, 2)
+      local score, base, _, _, _ = header(id)
+      local current = call('HGET', P .. 'm:' .. id, 'c')
+      if score and current and call('ZSCORE', P .. 'c:' .. current, id) then
+        call('ZREM', P .. 'c:' .. current, id)
+        class_fix(current)
+        live(current, -1, now)
+        live(base, 1, now)
+        call('HDEL', P .. 'm:' .. id, 'c')
+        put(id, base, score)
+      end
+    else
+      local score, base = header(id)
+      if score then
+        call('INCR', P .. 'np')
+        put(id, class_of(id, base), score)
+      end
+    end
+  end
+  for _, scope in ipairs(call('ZRANGEBYSCORE', P .. 'ut', '-inf', num(now), 'LIMIT', 0, 10)) do unpark(scope, now) end
+end
+
+local function next_due()
+  local d = call('ZRANGE', P .. 'd', 0, 0, 'WITHSCORES')[2]
+  local u = call('ZRANGE', P .. 'ut', 0, 0, 'WITHSCORES')[2]
+  if d and u then return tonumber(d) < tonumber(u) and d or u end
+  return d or u or ''
+end
+
+-- Functions --------------------------------------------------------------------------------------------------------
+
+local F, reads = {}, {}
+
+-- classes..., "", then per job: id base customer class timeout flags due idempotency unique workflow policy n deps... json
+function F.submit(a)
+  local now = now_ms()
+  local i, wanted = 1, {}
+  while a[i] ~= '' do
+    wanted[#wanted + 1] = a[i]
+    i = i + 1
+  end
+  local known = call('HMGET', P .. 'cs', unpack(wanted))
+  local missing = {}
+  for n, cid in ipairs(wanted) do if not known[n] then missing[#missing + 1] = cid end end
+  if #missing > 0 then return { 'NOCLASS', missing } end
+  i = i + 1
+  local first = i
+  -- All or nothing: a job it waits for that nobody knows refuses the whole call.
+  local index, given = 0, {}
+  while a[i] do
+    local deps = tonumber(a[i + 11])
+    for n = 1, deps do
+      local dep = a[i + 11 + n]
+      if not given[dep] and call('EXISTS', P .. 'j:' .. dep) == 0 then return { 'NODEP', index, dep } end
+    end
+    given[a[i]] = true
+    i = i + 13 + deps
+    index = index + 1
+  end
+  i = first
+  local out, vt, ft, touched, count, pending = {}, {}, {}, {}, {}, 0
+  while a[i] do
+    local id, base, customer, cid, timeout, flags = a[i], a[i + 1], a[i + 2], a[i + 3], a[i + 4], a[i + 5]
+    local due, idem, unique, flow, policy, deps = tonumber(a[i + 6]), a[i + 7], a[i + 8], a[i + 9], a[i + 10], tonumber(a[i + 11])
+    local json = a[i + 12 + deps]
+    local duplicate = idem ~= '' and call('HGET', P .. 'ik', idem) or unique ~= '' and call('HGET', P .. 'uq', unique)
+    local score
+    if not duplicate then
+      local place = flow ~= '' and call('HGET', P .. 'wf', flow)
+      if place then
+        score = place
+      else
+        vt[base] = vt[base] or tonumber(call('HGET', P .. 'vt', base) or 0)
+        local who = base .. ' ' .. customer
+        ft[who] = ft[who] or tonumber(call('ZSCORE', P .. 'ft:' .. base, customer) or 0)
+        ft[who] = math.max(ft[who], vt[base]) + 1
+        score = num(tonumber(base) * LEVEL + ft[who])
+      end
+      local record = score .. ' ' .. cid .. ' ' .. timeout .. ' ' .. num(now) .. ' ' .. flags .. ' ' .. json
+      if not call('SET', P .. 'j:' .. id, record, 'NX') then duplicate = id end
+    end
+    if duplicate then
+      out[#out + 1] = duplicate
+      out[#out + 1] = state_of(duplicate) or 'p'
+      out[#out + 1] = 1
+    else
+      if flow ~= '' then
+        call('HSET', P .. 'wf', flow, score)
+        call('ZADD', P .. 'wfz', num(now), flow)
+      end
+      if idem ~= '' then
+        call('HSET', P .. 'ik', idem, id)
+        call('HSET', P .. 'ki', id, idem)
+      end
+      if unique ~= '' then
+        call('HSET', P .. 'uq', unique, id)
+        call('HSET', P .. 'uk', id, unique)
+      end
+      count[cid] = (count[cid] or 0) + 1
+      local need, doomed = 0, nil
+      for n = 1, deps do
+        local dep = a[i + 11 + n]
+        local st = call('HGET', P .. 'm:' .. dep, 'st')
+        if st == 'c' or ((st == 'f' or st == 'x') and policy == 'run') then
+          -- Done already.
+        elseif st == 'f' or st == 'x' then
+          doomed = dep
+        elseif call('SADD', P .. 'dp:' .. dep, id) == 1 then
+          need = need + 1
+        end
+      end
+      local st = 'p'
+      if doomed then
+        st = 'f'
+        local fail = '{"class":"fatal","message":"job ' .. doomed .. ', which it waits for, did not complete"}'
+        call('HSET', P .. 'm:' .. id, 'st', 'f', 'fin', num(now), 'fail', fail)
+        event(id, now, 'failed', '{"failure":' .. fail .. '}')
+        count[cid] = count[cid] - 1
+        ended(id, 'f', flags, now)
+      elseif need > 0 then
+        st = 'b'
+        call('HSET', P .. 'm:' .. id, 'st', 'b', 'need', need, 'dp', policy)
+        if due > now then call('HSET', P .. 'm:' .. id, 'due', num(due)) end
+        call('ZADD', P .. 'b', num(now), id)
+      elseif due > now then
+        st = 'd'
+        delay(id, due)
+      else
+        pending = pending + 1
+        call('ZADD', P .. 'c:' .. cid, score, id)
+        touched[cid] = (touched[cid] or 0) + 1
+      end
+      out[#out + 1] = id
+      out[#out + 1] = st
+      out[#out + 1] = 0
+    end
+    i = i + 13 + deps
+  end
+  for who, tag in pairs(ft) do
+    local base, customer = match(who, '^(%S+) (.*)$')
+    call('ZADD', P .. 'ft:' .. base, num(tag), customer)
+  end
+  for cid, n in pairs(count) do if n > 0 then call('HINCRBY', P .. 'cn', cid, n) end end
+  if pending > 0 then call('INCRBY', P .. 'np', pending) end
+  for cid, n in pairs(touched) do wake(class_fix(cid), math.min(n, 16)) end
+  return { 'OK', out }
+end
+
+-- n, then what submit takes, made of the first n entries of the inbox; first and last entry as they were read
+function F.ingest(a)
+  local n, first, last = tonumber(a[1]), a[2], a[3]
+  if call('LINDEX', P .. 'inbox', 0) ~= first or call('LINDEX', P .. 'inbox', n - 1) ~= last then return { 'GONE' } end
+  local rest = {}
+  for i = 4, #a do rest[#rest + 1] = a[i] end
+  local done = { 'OK', {} }
+  if #rest > 1 then done = F.submit(rest) end
+  if done[1] == 'OK' then for _ = 1, n do call('LPOP', P .. 'inbox') end end
+  return done
+end
+
+function F.inbox_refuse(a)
+  if call('LINDEX', P .. 'inbox', 0) ~= a[1] then return 0 end
+  call('LPOP', P .. 'inbox')
+  call('RPUSH', P .. 'refused', a[2])
+  call('LTRIM', P .. 'refused', -1000, -1)
+  return 1
+end
+
+-- class definition scopes epoch profiles...
+function F.add_class(a)
+  if (call('GET', P .. 'ep') or '0') ~= a[4] then return 'STALE' end
+  local cid = a[1]
+  call('HSET', P .. 'cls', cid, a[2])
+  call('HSET', P .. 'cs', cid, a[3])
+  if not call('HGET', P .. 'cn', cid) then
+    call('HSET', P .. 'cn', cid, 0)
+    call('ZADD', P .. 'cz', num(now_ms()), cid)
+  end
+  for i = 5, #a do subscribe(cid, a[i], true) end
+  return 'OK'
+end
+
+-- incarnation worker channel profile shared full lease
+function F.register(a)
+  local now = now_ms()
+  local inc, worker, pid = a[1], a[2], a[4]
+  local former = call('HGET', P .. 'N', worker)
+  if former and former ~= inc then return { 'FORMER', former } end
+  local info = worker .. ' ' .. pid .. ' ' .. a[3]
+  local was = call('HGET', P .. 'I', inc)
+  local personal = 'w:' .. worker
+  if not was then call('HINCRBY', P .. 'pn', pid, 1) end
+  if was and was ~= info then
+    local old = match(was, '^%S+ (%S+)')
+    if old ~= pid then
+      call('HINCRBY', P .. 'pn', pid, 1)
+      if call('HINCRBY', P .. 'pn', old, -1) <= 0 then call('ZADD', P .. 'pz', num(now), old) end
+      call('ZREM', P .. 'z:' .. old, inc)
+    end
+  end
+  call('ZREM', P .. 'pz', pid)
+  call('ZREM', P .. 'pz', personal)
+  call('HSET', P .. 'I', inc, info)
+  call('HSET', P .. 'N', worker, inc)
+  call('ZADD', P .. 'W', num(now + tonumber(a[7])), inc)
+  local bump = call('HGET', P .. 'workers', worker) ~= a[6]
+  if bump then
+    call('HSET', P .. 'workers', worker, a[6])
+    -- What matched the worker before may not match it any more.
+    call('SREM', P .. 'pd', personal)
+  end
+  if not call('HGET', P .. 'profiles', pid) then
+    call('HSET', P .. 'profiles', pid, a[5])
+    bump = true
+  end
+  if bump then call('INCR', P .. 'ep') end
+  return { 'OK', call('SISMEMBER', P .. 'pd', pid), call('SISMEMBER', P .. 'pd', personal) }
+end
+
+-- profile add|del|done classes...
+function F.subscribe(a)
+  if a[2] == 'done' then return call('SADD', P .. 'pd', a[1]) end
+  for i = 3, #a do subscribe(a[i], a[1], a[2] == 'add') end
+  return #a - 2
+end
+
+-- The incarnation has ended and holds no job any more.
+function F.forget(a)
+  local inc = a[1]
+  local left = call('SCARD', P .. 'i:' .. inc)
+  if left > 0 then return left end
+  local info = call('HGET', P .. 'I', inc)
+  call('ZREM', P .. 'W', inc)
+  call('HDEL', P .. 'I', inc)
+  if not info then return 0 end
+  local now = now_ms()
+  local worker, pid = match(info, '^(%S+) (%S+)')
+  call('ZREM', P .. 'z:' .. pid, inc)
+  call('ZREM', P .. 'z:w:' .. worker, inc)
+  if call('HINCRBY', P .. 'pn', pid, -1) <= 0 then
+    call('HDEL', P .. 'pn', pid)
+    call('ZADD', P .. 'pz', num(now), pid)
+  end
+  if call('HGET', P .. 'N', worker) == inc then
+    call('HDEL', P .. 'N', worker)
+    call('HDEL', P .. 'workers', worker)
+    call('ZADD', P .. 'pz', num(now), 'w:' .. worker)
+  end
+  return 0
+end
+
+-- incarnation limit idle, then the classes whose model it has loaded
+function F.claim(a)
+  local now = now_ms()
+  local inc, n = a[1], tonumber(a[2])
+  if not call('ZSCORE', P .. 'W', inc) then return { 'NOWORKER' } end
+  promote(now)
+  local worker, pid = match(call('HGET', P .. 'I', inc), '^(%S+) (%S+)')
+  local personal = 'w:' .. worker
+  if a[3] == '1' then
+    call('ZREM', P .. 'z:' .. pid, inc)
+    call('ZREM', P .. 'z:' .. personal, inc)
+  end
+  local limited = call('HLEN', P .. 'lim') > 0
+  local warm = {}
+  for i = 4, #a do warm[a[i]] = true end
+  local out, parks, taken_total, again = {}, 0, 0, 0
+  while n > 0 do
+    local lane, score = best(pid)
+    local other, other_score = best(personal)
+    if other and (not lane or other_score < score) then lane, score = other, other_score end
+    local cid, bound
+    -- A class whose model is loaded may go first, within the slack.
+    for i = 4, #a do
+      local h = call('ZRANGE', P .. 'c:' .. a[i], 0, 0, 'WITHSCORES')
+      local parked = h[1] and call('HGET', P .. 'pb', a[i])
+      if h[1] and (not parked or sub(parked, 1, 9) == 'affinity:') then
+        local s = tonumber(h[2])
+        if not lane or (s <= score + SLACK and math.floor(s / LEVEL) <= math.floor(score / LEVEL)) then
+          if not cid or s < bound then cid, bound = a[i], s end
+        end
+      end
+    end
+    if not cid then
+      if not lane then break end
+      local heads = call('ZRANGE', P .. 'l:' .. lane, 0, 1, 'WITHSCORES')
+      cid = heads[1]
+      local following = call('ZRANGEBYSCORE', P .. 'H', '(' .. num(score), '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
+      bound = math.min(tonumber(heads[4] or math.huge), tonumber(following[2] or math.huge))
+    end
+    local most = n
+    local scopes = call('HGET', P .. 'cs', cid) or ''
+    local blocked = false
+    if limited then
+      for scope in string.gmatch(scopes, '%S+') do
+        local room, til = room_of(scope, now)
+        if room < 1 then
+          park(cid, scope, til)
+          blocked = true
+          break
+        end
+        most = math.min(most, room)
+      end
+    end
+    if not blocked and not warm[cid] then
+      local model, patience = match(scopes, 'affinity:(%S+):(%d+)$')
+      if model and call('ZRANGEBYSCORE', P .. 'wm:' .. model, num(now), '+inf', 'LIMIT', 0, 1)[1] then
+        local head = call('ZRANGE', P .. 'c:' .. cid, 0, 0)[1]
+        local _, _, _, submitted = header(head)
+        local til = tonumber(submitted or 0) + tonumber(patience)
+        if til > now then
+          park(cid, 'affinity:' .. model, til)
+          for _, who in ipairs(call('ZRANGEBYSCORE', P .. 'wm:' .. model, num(now), '+inf', 'LIMIT', 0, 4)) do
+            local info = call('HGET', P .. 'I', who)
+            if info then call('PUBLISH', P .. match(info, '%S+$'), 'w ' .. who) end
+          end
+          blocked = true
+        end
+      end
+    end
+    if blocked then
+      parks = parks + 1
+      if parks >= 32 then
+        again = 1
+        break
+      end
+    else
+      local found = call('ZRANGE', P .. 'c:' .. cid, 0, math.min(most, 64) - 1, 'WITHSCORES')
+      local ids, last = {}, nil
+      for i = 1, #found, 2 do
+        if i > 1 and tonumber(found[i + 1]) > bound then break end
+        ids[#ids + 1] = found[i]
+        last = tonumber(found[i + 1])
+      end
+      call('ZREM', P .. 'c:' .. cid, unpack(ids))
+      class_fix(cid)
+      call('DECRBY', P .. 'np', #ids)
+      local keys = {}
+      for i, id in ipairs(ids) do keys[i] = P .. 'j:' .. id end
+      local raws = call('MGET', unpack(keys))
+      local fence = call('INCRBY', P .. 'fz', #ids) - #ids
+      local R, r, held = {}, {}, {}
+      for i, id in ipairs(ids) do
+        local raw = raws[i]
+        local timeout, flags = match(raw or '', '^%S+ %S+ (%S+) %S+ (%S+) ')
+        if timeout then
+          local f = num(fence + i)
+          held[#held + 1] = id
+          R[#R + 1] = id
+          R[#R + 1] = f .. ' ' .. num(now) .. ' ' .. inc .. ' ' .. worker .. ' ' .. cid .. ' ' .. flags
+          r[#r + 1] = num(now + tonumber(timeout))
+          r[#r + 1] = id
+          event(id, now, 'claimed', '{"worker":"' .. worker .. '","claim":' .. f .. '}')
+          out[#out + 1] = { id, f, raw, call('HGETALL', P .. 'm:' .. id) }
+        end
+      end
+      if #held > 0 then
+        call('HSET', P .. 'R', unpack(R))
+        call('SADD', P .. 'i:' .. inc, unpack(held))
+        call('ZADD', P .. 'r', unpack(r))
+        running(cid, #held, now)
+        if limited then for scope in string.gmatch(scopes, '%S+') do spend(scope, #held, now) end end
+        local level = num(math.floor(last / LEVEL))
+        local tag = last - tonumber(level) * LEVEL
+        if tag > tonumber(call('HGET', P .. 'vt', level) or 0) then call('HSET', P .. 'vt', level, num(tag)) end
+      end
+      n = n - #ids
+      taken_total = taken_total + #ids
+    end
+  end
+  if n > 0 and again == 0 then
+    call('ZADD', P .. 'z:' .. pid, num(now), inc)
+    call('ZADD', P .. 'z:' .. personal, num(now), inc)
+    call('SADD', P .. 'zp', pid, personal)
+  elseif taken_total > 0 and call('SCARD', P .. 'zp') > 0 then
+    -- One wake-up leads to the next while there is work.
+    wake((best(pid)), 1)
+  end
+  return { 'OK', num(now), next_due(), again, out }
+end
+
+-- per job: id fence result
+function F.complete(a)
+  local now = now_ms()
+  local ids, out = {}, {}
+  for i = 1, #a, 3 do ids[#ids + 1] = a[i] end
+  local runs = call('HMGET', P .. 'R', unpack(ids))
+  local gone, ends, counts, by = {}, {}, {}, {}
+  for n, id in ipairs(ids) do
+    local fence, result = a[n * 3 - 1], a[n * 3]
+    local run = runs[n]
+    local held, claimed, inc, worker, cid, flags
+    if run then held, claimed, inc, worker, cid, flags = match(run, '^(%S+) (%S+) (%S+) (%S+) (%S+) (%S+)$') end
+    if held == fence then
+      runs[n] = false
+      for other = n + 1, #ids do if ids[other] == id then runs[other] = false end end
+      gone[#gone + 1] = id
+      by[inc] = by[inc] or {}
+      table.insert(by[inc], id)
+      counts[cid] = (counts[cid] or 0) + 1
+      local mk = P .. 'm:' .. id
+      call('HSET', mk, 'st', 'c', 'fin', num(now), 'cl', claimed, 'w', worker, 'n', fence, 'res', result)
+      call('HINCRBY', mk, 'at', 1)
+      event(id, now, 'completed', 'null')
+      if flags == '-' then
+        ends[#ends + 1] = num(now)
+        ends[#ends + 1] = id
+        if call('EXISTS', P .. 'dp:' .. id) == 1 then
+          call('RPUSH', P .. 'sl', id)
+          call('PUBLISH', P .. 'due', num(now))
+        end
+      else
+        ended(id, 'c', flags, now)
+      end
+      out[n] = 'OK'
+    else
+      local m = call('HMGET', P .. 'm:' .. id, 'st', 'n')
+      if m[1] == 'c' and m[2] == fence then
+        out[n] = 'OK'
+      elseif call('EXISTS', P .. 'j:' .. id) == 1 then
+        out[n] = 'STALE'
+      else
+        out[n] = 'UNKNOWN'
+      end
+    end
+  end
+  if #gone > 0 then
+    call('HDEL', P .. 'R', unpack(gone))
+    call('ZREM', P .. 'r', unpack(gone))
+    for inc, list in pairs(by) do call('SREM', P .. 'i:' .. inc, unpack(list)) end
+    if #ends > 0 then call('ZADD', P .. 'f:c', unpack(ends)) end
+    for cid, n in pairs(counts) do
+      running(cid, -n, now)
+      live(cid, -n, now)
+    end
+  end
+  return out
+end
+
+-- id expected target class due kind data, then pairs for m. expected: a fence, or letters of states it may be in;
+-- target: p d f x; class "": the present one. A value of "" removes the field, and "+1" as a value counts up.
+function F.move(a)
+  local now = now_ms()
+  local id, expected, target = a[1], a[2], a[3]
+  local st, run = state_of(id)
+  if not st then return { 'UNKNOWN' } end
+  if st == 'r' then
+    if match(run, '^%S+') ~= expected then return { 'STATE', st } end
+  elseif find(expected, '^%d') or not find(expected, st, 1, true) then
+    return { 'STATE', st }
+  end
+  local score, base, _, _, flags = header(id)
+  local old = class_of(id, base)
+  local cid = a[4] ~= '' and a[4] or old
+  if (target == 'p' or target == 'd') and not call('HGET', P .. 'cs', cid) then return { 'NOCLASS' } end
+  local mk = P .. 'm:' .. id
+  -- Out of where it is.
+  local was_live = true
+  if st == 'r' then
+    local claimed, _, worker = match(run, '^%S+ (%S+) (%S+) (%S+)')
+    leave_running(id, run, now)
+    call('HSET', mk, 'cl', claimed, 'w', worker, 'n', expected)
+  elseif st == 'd' then
+    call('ZREM', P .. 'd', id)
+  elseif st == 'p' then
+    call('ZREM', P .. 'c:' .. old, id)
+    class_fix(old)
+    call('DECR', P .. 'np')
+    local scope = call('HGET', P .. 'cs', old)
+    for s in string.gmatch(scope or '', '%S+') do
+      if call('ZCARD', P .. 'pk:' .. s) > 0 then unpark(s, now) end
+    end
+  elseif st == 'b' then
+    call('ZREM', P .. 'b', id)
+  else
+    call('ZREM', P .. 'f:' .. st, id)
+    call('ZREM', P .. 'o', id)
+    was_live = false
+  end
+  call('ZREM', P .. 'd', '@' .. id)
+  call('HDEL', mk, 'st')
+  for i = 8, #a, 2 do
+    if a[i + 1] == '' then
+      call('HDEL', mk, a[i])
+    elseif a[i + 1] == '+1' then
+      call('HINCRBY', mk, a[i], 1)
+    else
+      call('HSET', mk, a[i], a[i + 1])
+    end
+  end
+  -- A cancellation that was asked for while it ran takes the place of going back.
+  local kind, data = a[6], a[7]
+  if (target == 'p' or target == 'd') and call('HGET', mk, 'x') then target = 'x' end
+  local is_live = target == 'p' or target == 'd'
+  if was_live and (not is_live or cid ~= old) then live(old, -1, now) end
+  if is_live and (not was_live or cid ~= old) then
+    live(cid, 1, now)
+    call('ZREM', P .. 'cz', cid)
+  end
+  event(id, now, kind, data)
+  if is_live then
+    call('HDEL', mk, 'fin')
+    if cid ~= base then call('HSET', mk, 'c', cid) else call('HDEL', mk, 'c') end
+    if not was_live and find(flags, 'u', 1, true) then
+      -- Its unique key may have been taken meanwhile; then it runs without.
+      local key = call('HGET', P .. 'uk', id)
+      if key then call('HSET', P .. 'uq', key, id) end
+    end
+    if target == 'd' then
+      delay(id, tonumber(a[5]))
+    else
+      call('INCR', P .. 'np')
+      put(id, cid, score)
+    end
+  else
+    call('HSET', mk, 'st', target, 'fin', num(now))
+    if target == 'x' and kind ~= 'cancelled' then event(id, now, 'cancelled', 'null') end
+    ended(id, target, flags, now)
+  end
+  return { 'OK', target, num(now) }
+end
+
+-- Later, when nobody else has taken it, the job may go back to who failed it.
+function F.avoid_until(a)
+  call('ZADD', P .. 'd', a[2], '@' .. a[1])
+  return 1
+end
+
+-- id fence kind data, then pairs for m: what a running job reports
+function F.report(a)
+  local run = call('HGET', P .. 'R', a[1])
+  if not run or match(run, '^%S+') ~= a[2] then
+    return call('EXISTS', P .. 'j:' .. a[1]) == 1 and 'STALE' or 'UNKNOWN'
+  end
+  if #a > 4 then call('HSET', P .. 'm:' .. a[1], unpack(a, 5)) end
+  if a[3] ~= '' then event(a[1], now_ms(), a[3], a[4]) end
+  return 'OK'
+end
+
+-- Asks the holder of a running job to stop; answers with the state.
+function F.cancel(a)
+  local id = a[1]
+  local st, run = state_of(id)
+  if st ~= 'r' then return st or 'UNKNOWN' end
+  if call('HSET', P .. 'm:' .. id, 'x', 1) == 1 then event(id, now_ms(), 'cancelling', 'null') end
+  local inc = match(run, '^%S+ %S+ (%S+)')
+  local info = call('HGET', P .. 'I', inc)
+  if info then call('PUBLISH', P .. match(info, '%S+$'), 'c ' .. id) end
+  return 'r'
+end
+
+-- lease, then per incarnation: incarnation, n loaded models, models, n held, id fence ...
+function F.heartbeat(a)
+  local now = now_ms()
+  local lease = tonumber(a[1])
+  local i, answers = 2, {}
+  while a[i] do
+    local inc = a[i]
+    local loaded = tonumber(a[i + 1])
+    local there = call('ZSCORE', P .. 'W', inc)
+    if there then
+      call('ZADD', P .. 'W', num(now + lease), inc)
+      for n = 1, loaded do call('ZADD', P .. 'wm:' .. a[i + 1 + n], num(now + lease), inc) end
+    end
+    i = i + 2 + loaded
+    local held = tonumber(a[i])
+    local lost, cancelled, known = {}, {}, {}
+    for n = 1, held do
+      local id, fence = a[i + n * 2 - 1], a[i + n * 2]
+      known[id] = true
+      local run = call('HGET', P .. 'R', id)
+      if not run or match(run, '^%S+') ~= fence then
+        lost[#lost + 1] = id
+      elseif call('HGET', P .. 'm:' .. id, 'x') then
+        cancelled[#cancelled + 1] = id
+      end
+    end
+    i = i + held * 2 + 1
+    -- Claims whose answer never arrived.
+    local extra = {}
+    if there and call('SCARD', P .. 'i:' .. inc) > held - #lost then
+      for _, id in ipairs(call('SRANDMEMBER', P .. 'i:' .. inc, 100)) do
+        local run = not known[id] and call('HGET', P .. 'R', id)
+        if run then
+          local fence, claimed = match(run, '^(%S+) (%S+)')
+          if now - tonumber(claimed) > lease / 2 then
+            extra[#extra + 1] = id
+            extra[#extra + 1] = fence
+          end
+        end
+      end
+    end
+    answers[#answers + 1] = { there and 1 or 0, lost, cancelled, extra }
+  end
+  return { num(now), answers, F.todo({ '15000' }) }
+end
+
+-- grace: what there is to do for anybody. Incarnations whose lease has ended, attempts past their time, ...
+function F.todo(a)
+  local now = now_ms()
+  promote(now)
+  -- Workers that sleep although their lane has work: a wake-up went to one that died.
+  local heads = call('ZRANGE', P .. 'H', 0, 15)
+  if call('SCARD', P .. 'zp') > 0 then for _, lane in ipairs(heads) do wake(lane, 1) end end
+  local lease = call('ZRANGE', P .. 'W', 0, 0, 'WITHSCORES')
+  return {
+    num(now),
+    next_due(),
+    lease[2] or '',
+    call('ZRANGEBYSCORE', P .. 'W', '-inf', num(now), 'LIMIT', 0, 16),
+    call('ZRANGEBYSCORE', P .. 'r', '-inf', num(now - tonumber(a[1])), 'LIMIT', 0, BATCH),
+    call('LLEN', P .. 'sl'),
+    call('ZRANGEBYSCORE', P .. 'o', '-inf', num(now), 'LIMIT', 0, 1)[1] and 1 or 0,
+    call('ZRANGE', P .. 'sc', 0, 0, 'WITHSCORES')[2] or '',
+    call('LLEN', P .. 'inbox'),
+    reads.stats(),
+  }
+end
+
+-- Makes claimable what is due; answers with the next time.
+function F.promote()
+  promote(now_ms())
+  return next_due()
+end
+
+-- Tells the dependents of the oldest finished job; answers with how many were told, and how many jobs are left.
+function F.settle()
+  local now = now_ms()
+  local id = call('LINDEX', P .. 'sl', 0)
+  if not id then return { 0, 0 } end
+  local st = call('HGET', P .. 'm:' .. id, 'st')
+  local told = call('SRANDMEMBER', P .. 'dp:' .. id, BATCH)
+  for _, dep in ipairs(told) do
+    call('SREM', P .. 'dp:' .. id, dep)
+    local mk = P .. 'm:' .. dep
+    local m = call('HMGET', mk, 'st', 'dp', 'due')
+    if m[1] == 'b' then
+      local score, base, _, _, flags = header(dep)
+      if st ~= 'c' and m[2] ~= 'run' then
+        local fail = '{"class":"fatal","message":"job ' .. id .. ', which it waits for, did not complete"}'
+        call('ZREM', P .. 'b', dep)
+        call('HSET', mk, 'st', 'f', 'fin', num(now), 'fail', fail)
+        live(class_of(dep, base), -1, now)
+        event(dep, now, 'failed', '{"failure":' .. fail .. '}')
+        ended(dep, 'f', flags, now)
+      elseif call('HINCRBY', mk, 'need', -1) <= 0 then
+        call('ZREM', P .. 'b', dep)
+        call('HDEL', mk, 'st', 'need')
+        event(dep, now, 'unblocked', 'null')
+        if m[3] and tonumber(m[3]) > now then
+          delay(dep, tonumber(m[3]))
+        else
+          call('INCR', P .. 'np')
+          put(dep, class_of(dep, base), score)
+        end
+      end
+    end
+  end
+  if call('EXISTS', P .. 'dp:' .. id) == 0 then call('LPOP', P .. 'sl') end
+  return { #told, call('LLEN', P .. 'sl') }
+end
+
+local function drop(id, st)
+  call('DEL', P .. 'j:' .. id, P .. 'm:' .. id, P .. 'e:' .. id)
+  call('ZREM', P .. 'f:' .. st, id)
+  local key = call('HGET', P .. 'ki', id)
+  if key then
+    call('HDEL', P .. 'ki', id)
+    call('HDEL', P .. 'ik', key)
+  end
+  call('HDEL', P .. 'uk', id)
+  call('ZREM', P .. 'o', id)
+end
+
+-- keep_finished keep_failed max: drops what is kept no longer, in one bounded step; answers with how many.
+function F.retain(a)
+  local now = now_ms()
+  local n = 0
+  for _, st in ipairs({ 'c', 'x', 'f' }) do
+    local fk = P .. 'f:' .. st
+    local before = now - tonumber(st == 'f' and a[2] or a[1])
+    local old = call('ZRANGEBYSCORE', fk, '-inf', num(before), 'LIMIT', 0, 2 * BATCH)
+    local excess = call('ZCARD', fk) - tonumber(a[3])
+    if #old == 0 and excess > 0 then old = call('ZRANGE', fk, 0, math.min(excess, 2 * BATCH) - 1) end
+    for _, id in ipairs(old) do
+      drop(id, st)
+    end
+    n = n + #old
+  end
+  -- Classes and profiles that nobody has used for an hour, places of workflows after a week, and old tags.
+  local hour = num(now - 3600000)
+  for _, cid in ipairs(call('ZRANGEBYSCORE', P .. 'cz', '-inf', hour, 'LIMIT', 0, 10)) do
+    call('ZREM', P .. 'cz', cid)
+    if tonumber(call('HGET', P .. 'cn', cid) or 0) <= 0 then
+      for _, pid in ipairs(call('SMEMBERS', P .. 's:' .. cid)) do subscribe(cid, pid, false) end
+      for _, h in ipairs({ 'cls', 'cs', 'cn' }) do call('HDEL', P .. h, cid) end
+    end
+  end
+  for _, pid in ipairs(call('ZRANGEBYSCORE', P .. 'pz', '-inf', hour, 'LIMIT', 0, 4)) do
+    local classes = call('SRANDMEMBER', P .. 'pc:' .. pid, 20)
+    for _, cid in ipairs(classes) do subscribe(cid, pid, false) end
+    if #classes < 20 then
+      call('ZREM', P .. 'pz', pid)
+      call('SREM', P .. 'pd', pid)
+      call('HDEL', P .. 'profiles', pid)
+      call('DEL', P .. 'pl:' .. pid, P .. 'pc:' .. pid, P .. 'z:' .. pid)
+      call('SREM', P .. 'zp', pid)
+      call('INCR', P .. 'ep')
+    end
+  end
+  for _, flow in ipairs(call('ZRANGEBYSCORE', P .. 'wfz', '-inf', num(now - 604800000), 'LIMIT', 0, BATCH)) do
+    call('ZREM', P .. 'wfz', flow)
+    call('HDEL', P .. 'wf', flow)
+  end
+  local vt = call('HGETALL', P .. 'vt')
+  for i = 1, math.min(#vt, 20), 2 do
+    local old = call('ZRANGEBYSCORE', P .. 'ft:' .. vt[i], '-inf', vt[i + 1], 'LIMIT', 0, BATCH)
+    if #old > 0 then call('ZREM', P .. 'ft:' .. vt[i], unpack(old)) end
+  end
+  return n
+end
+
+-- scope "max rate burst paused" | ""
+function F.limit(a)
+  if a[2] == '' then call('HDEL', P .. 'lim', a[1]) else call('HSET', P .. 'lim', a[1], a[2]) end
+  unpark(a[1], now_ms())
+  return call('ZCARD', P .. 'pk:' .. a[1])
+end
+
+-- Hands out webhooks that are due, each for a minute.
+function F.outbox(a)
+  local now = now_ms()
+  local due = call('ZRANGEBYSCORE', P .. 'o', '-inf', num(now), 'LIMIT', 0, 20)
+  for _, id in ipairs(due) do call('ZADD', P .. 'o', num(now + 60000), id) end
+  return due
+end
+
+-- id, "" when it was delivered or given up, else the pause in ms; tries so far
+function F.delivered(a)
+  if a[2] == '' then
+    call('ZREM', P .. 'o', a[1])
+  else
+    call('ZADD', P .. 'o', num(now_ms() + tonumber(a[2])), a[1])
+    call('HSET', P .. 'm:' .. a[1], 'wh', a[3])
+  end
+  return 1
+end
+
+-- name expected next definition: expected "" puts it, next "" removes it
+function F.schedule(a)
+  local current = call('ZSCORE', P .. 'sc', a[1])
+  if a[2] ~= '' and (not current or num(tonumber(current)) ~= a[2]) then return 0 end
+  if a[3] == '' then
+    call('HDEL', P .. 'sj', a[1])
+    return call('ZREM', P .. 'sc', a[1])
+  end
+  call('ZADD', P .. 'sc', a[3], a[1])
+  if a[4] ~= '' then call('HSET', P .. 'sj', a[1], a[4]) end
+  call('PUBLISH', P .. 'due', a[3])
+  return 1
+end
+
+-- Reading ----------------------------------------------------------------------------------------------------------
+
+function reads.get(a)
+  local out = {}
+  for n, id in ipairs(a) do
+    local raw = call('GET', P .. 'j:' .. id)
+    if raw then
+      local run = call('HGET', P .. 'R', id) or ''
+      out[n] = { raw, run, call('ZSCORE', P .. 'd', id) or '', call('HGETALL', P .. 'm:' .. id) }
+    else
+      out[n] = {}
+    end
+  end
+  return { num(now_ms()), out }
+end
+
+-- letter offset count
+function reads.list(a)
+  local st, offset, count = a[1], tonumber(a[2]), tonumber(a[3])
+  if st == 'r' or st == 'd' or st == 'b' then
+    local out = {}
+    for _, id in ipairs(call('ZRANGE', P .. st, offset, offset + count - 1)) do
+      if sub(id, 1, 1) ~= '@' then out[#out + 1] = id end
+    end
+    return out
+  elseif st ~= 'p' then
+    return call('ZREVRANGE', P .. 'f:' .. st, offset, offset + count - 1)
+  end
+  local all = {}
+  local classes = call('HKEYS', P .. 'cls')
+  for i = 1, math.min(#classes, 2000) do
+    local found = call('ZRANGE', P .. 'c:' .. classes[i], 0, offset + count - 1, 'WITHSCORES')
+    for n = 1, #found, 2 do all[#all + 1] = { tonumber(found[n + 1]), found[n] } end
+  end
+  table.sort(all, function(x, y) return x[1] < y[1] or (x[1] == y[1] and x[2] < y[2]) end)
+  local out = {}
+  for i = offset + 1, math.min(offset + count, #all) do out[#out + 1] = all[i][2] end
+  return out
+end
+
+function reads.events(a)
+  local id = a[1]
+  local raw = call('GET', P .. 'j:' .. id)
+  if not raw then return {} end
+  local trimmed = tonumber(call('HGET', P .. 'm:' .. id, 'ev') or 0)
+  -- The first event is the submission, which the record tells; the list has the others.
+  local from = math.max(0, tonumber(a[2]) - 1 - trimmed)
+  return { match(raw, '^%S+ %S+ %S+ (%S+)'), num(trimmed), num(from), call('LRANGE', P .. 'e:' .. id, from, from + 999) }
+end
+
+function reads.stats()
+  local oldest = ''
+  for _, lane in ipairs(call('ZRANGE', P .. 'H', 0, 31)) do
+    local cid = call('ZRANGE', P .. 'l:' .. lane, 0, 0)[1]
+    local id = cid and call('ZRANGE', P .. 'c:' .. cid, 0, 0)[1]
+    local _, _, _, at = header(id or '')
+    if at and (oldest == '' or tonumber(at) < tonumber(oldest)) then oldest = at end
+  end
+  return {
+    call('ZCARD', P .. 'd'), call('GET', P .. 'np') or '0', call('ZCARD', P .. 'r'), call('ZCARD', P .. 'f:c'),
+    call('ZCARD', P .. 'f:f'), call('ZCARD', P .. 'f:x'), call('ZCARD', P .. 'b'), oldest,
+    call('ZCARD', P .. 'W'), call('LLEN', P .. 'inbox'), call('ZCARD', P .. 'o'), call('HLEN', P .. 'cls'),
+  }
+end
+
+-- For classes: definition, jobs that wait, live jobs, profiles that match, parked by. offset count
+function reads.classes(a)
+  local ids = call('HKEYS', P .. 'cls')
+  table.sort(ids)
+  local out = {}
+  for i = tonumber(a[1]) + 1, math.min(tonumber(a[1]) + tonumber(a[2]), #ids) do
+    local cid = ids[i]
+    out[#out + 1] = {
+      cid, call('HGET', P .. 'cls', cid), call('ZCARD', P .. 'c:' .. cid), call('HGET', P .. 'cn', cid) or '0',
+      call('SCARD', P .. 's:' .. cid), call('HGET', P .. 'pb', cid) or '',
+    }
+  end
+  return out
+end
+
+-- What matching is made from: epoch, profiles, workers.
+function reads.roster()
+  return { call('GET', P .. 'ep') or '0', call('HGETALL', P .. 'profiles'), call('HGETALL', P .. 'workers') }
+end
+
+function reads.definitions() return call('HGETALL', P .. 'cls') end
+
+function reads.held_by(a) return call('HGET', P .. 'pb', a[1]) end
+
+function reads.held(a) return call('SRANDMEMBER', P .. 'i:' .. a[1], 100) end
+
+function reads.inbox() return call('LRANGE', P .. 'inbox', 0, 99) end
+
+function reads.limits() return { call('HGETALL', P .. 'lim'), call('HGETALL', P .. 'run') } end
+
+function reads.schedules()
+  local out = {}
+  for _, name in ipairs(call('ZRANGE', P .. 'sc', 0, 999)) do
+    out[#out + 1] = { name, num(tonumber(call('ZSCORE', P .. 'sc', name))), call('HGET', P .. 'sj', name) or '' }
+  end
+  return out
+end
+
+-- Audit ------------------------------------------------------------------------------------------------------------
+
+-- repair, then ids: every job is in exactly one place.
+function F.audit(a)
+  local repair, problems = a[1] == '1', {}
+  local now = now_ms()
+  for i = 2, #a do
+    local id = a[i]
+    local score, base = header(id)
+    if score then
+      local mk = P .. 'm:' .. id
+      local cid = class_of(id, base)
+      local places = {}
+      if call('HGET', P .. 'R', id) then places[#places + 1] = 'running' end
+      if call('ZSCORE', P .. 'd', id) then places[#places + 1] = 'delayed' end
+      if call('ZSCORE', P .. 'c:' .. cid, id) then places[#places + 1] = 'pending' end
+      if call('ZSCORE', P .. 'b', id) then places[#places + 1] = 'blocked' end
+      for _, st in ipairs({ 'c', 'f', 'x' }) do
+        if call('ZSCORE', P .. 'f:' .. st, id) then places[#places + 1] = st end
+      end
+      if #places ~= 1 then
+        problems[#problems + 1] = 'job ' .. id .. ' is in ' .. #places .. ' places: ' .. table.concat(places, ', ')
+        if repair then
+          for _, key in ipairs({ 'd', 'b', 'f:c', 'f:f', 'f:x', 'r', 'c:' .. cid }) do call('ZREM', P .. key, id) end
+          local st = call('HGET', mk, 'st')
+          if st == 'c' or st == 'f' or st == 'x' then
+            call('ZADD', P .. 'f:' .. st, call('HGET', mk, 'fin') or num(now), id)
+          else
+            local run = call('HGET', P .. 'R', id)
+            if run then leave_running(id, run, now) end
+            call('HDEL', mk, 'st')
+            put(id, cid, score)
+          end
+        end
+      end
+      local run = call('HGET', P .. 'R', id)
+      if run then
+        local inc = match(run, '^%S+ %S+ (%S+)')
+        local whole = call('ZSCORE', P .. 'r', id) and call('SISMEMBER', P .. 'i:' .. inc, id) == 1
+        if not whole or not call('ZSCORE', P .. 'W', inc) then
+          problems[#problems + 1] = 'job ' .. id .. ' runs on ' .. inc .. ', which does not know of it'
+          if repair then
+            leave_running(id, run, now)
+            put(id, cid, score)
+          end
+        end
+      end
+      if not call('HGET', P .. 'cls', cid) then problems[#problems + 1] = 'class ' .. cid .. ' of job ' .. id .. ' is not defined' end
+    end
+  end
+  return problems
+end
+
+-- repair, then classes: the head of each is where it is looked for.
+function F.audit_classes(a)
+  local repair, problems = a[1] == '1', {}
+  for i = 2, #a do
+    local cid = a[i]
+    local t = call('ZRANGE', P .. 'c:' .. cid, 0, 0, 'WITHSCORES')
+    local lane, scope = call('HGET', P .. 'lane', cid), call('HGET', P .. 'pb', cid)
+    local seen
+    if scope then
+      seen = call('ZSCORE', P .. 'pk:' .. scope, cid)
+    elseif lane then
+      seen = call('ZSCORE', P .. 'l:' .. lane, cid)
+      local head = call('ZRANGE', P .. 'l:' .. lane, 0, 0, 'WITHSCORES')[2]
+      if (head or false) ~= call('ZSCORE', P .. 'H', lane) then
+        problems[#problems + 1] = 'lane ' .. lane .. ' is not where its head says'
+        if repair then lane_fix(lane) end
+      end
+    else
+      seen = t[2] or false
+    end
+    if (t[2] or false) ~= seen then
+      problems[#problems + 1] = 'class ' .. cid .. ' is not where its head says'
+      if repair then class_fix(cid) end
+    end
+    local jobs = tonumber(call('HGET', P .. 'cn', cid) or 0)
+    if jobs < call('ZCARD', P .. 'c:' .. cid) then
+      problems[#problems + 1] = 'class ' .. cid .. ' counts ' .. jobs .. ' jobs and has more'
+    end
+    local sum = call('SCARD', P .. 's:' .. cid)
+    if (sum > 0) ~= (lane and true or false) then problems[#problems + 1] = 'class ' .. cid .. ' has the wrong lane' end
+  end
+  return problems
+end
+
+-- total of pending jobs as counted by the caller, and the counter that was read before: corrects the counter
+function F.audit_pending(a)
+  local repair = a[1] == '1'
+  local total = 0
+  for _, cid in ipairs(call('HKEYS', P .. 'cls')) do total = total + call('ZCARD', P .. 'c:' .. cid) end
+  local counted = tonumber(call('GET', P .. 'np') or 0)
+  if total == counted then return {} end
+  if repair then call('SET', P .. 'np', total) end
+  return { 'the counter of pending jobs says ' .. counted .. ', there are ' .. total }
+end
+
+-- Drops a job that is over.
+function F.drop(a)
+  local id = a[1]
+  local st = state_of(id)
+  if not st then return 'UNKNOWN' end
+  if not find('cfx', st, 1, true) then return st end
+  drop(id, st)
+  return 'OK'
+end
