@@ -782,7 +782,7 @@ async fn verify_finds_nothing_wrong_after_everything(backend: Backend) {
     if let Some(server) = &queue.server {
         let id = queue.submit(json!({})).await;
         server.command(&["SET", "{test}:np", "99"]);
-        server.command(&["ZADD", "{test}:d", "1", id.as_str()]);
+        server.command(&["ZADD", "{test}:f:c", "1", id.as_str()]);
         assert!(queue.broker.verify(false).await.unwrap().len() >= 2);
         queue.broker.verify(true).await.unwrap();
         queue.broker.verify(true).await.unwrap();

@@ -484,12 +484,12 @@ mod tests {
           | ^
           = help: did you mean "pool"?
 
-        error: [queue]: "url": "amqp://x" names no kind of queue
+        error: [queue]: "url" names no queue: amqp:// is none of redis, rediss, unix, redis+sentinel, redis+cluster
          --> /gpu/machine.toml:8:1
           |
         8 | url = "amqp://x"
           | ^
-          = help: write "embedded:" or "embedded:PATH"
+          = help: write "embedded:", "embedded:PATH", "redis://HOST:PORT" (rediss:// for TLS), "redis+sentinel://HOST,HOST/MASTER" or "redis+cluster://HOST,HOST"
 
         error: [queue]: "lease": invalid duration "soon": write a number with a unit such as "200ms", "10s", "5m" or "1h 30m"
          --> /gpu/machine.toml:9:1
