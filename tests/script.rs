@@ -89,6 +89,7 @@ struct Silent;
 impl JobSink for Silent {
     fn progress(&self, _: f64, _: &str) {}
     fn log(&self, _: &str) {}
+    fn partial(&self, _: Value) {}
     fn save(&self, _: Value) {}
 }
 

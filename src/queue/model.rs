@@ -32,11 +32,12 @@ impl JobId {
 
     /// A new id that sorts by the time of its making.
     pub fn random() -> Self {
-        // A UUID v7 in base 32: ten characters less, twice per waiting job.
+        // The time and 60 random bits in base 32: a waiting job keeps its id twice in memory, so it is kept short.
         const DIGITS: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
-        let number = uuid::Uuid::now_v7().as_u128();
+        let millis = u128::from(Timestamp::now().as_millis());
+        let number = (millis << 60) | u128::from(rand::random::<u64>() >> 4);
         let digit = |at: u32| char::from(DIGITS[usize::try_from((number >> (5 * at)) & 31).unwrap_or(0)]);
-        Self((0..26).rev().map(digit).collect::<String>().into())
+        Self((0..21).rev().map(digit).collect::<String>().into())
     }
 
     pub fn as_str(&self) -> &str {

@@ -34,6 +34,8 @@ pub trait JobSink: Send + Sync {
     /// `fraction` is clamped to 0..=1. Only the newest of several quick reports is delivered.
     fn progress(&self, fraction: f64, message: &str);
     fn log(&self, line: &str);
+    /// A part of the result, for whoever watches the job.
+    fn partial(&self, value: Value);
     /// Keeps a value for a later attempt.
     fn save(&self, value: Value);
 }

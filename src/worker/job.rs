@@ -12,6 +12,8 @@ use crate::queue::{Broker, BrokerError, Failure, JobState, Progress, Token};
 /// At most so many log lines are kept of one attempt, each of so many bytes at most.
 const MAX_LOG_LINES: usize = 1_000;
 const MAX_LOG_BYTES: usize = 8 * 1024;
+/// Parts that wait to be delivered at most; a connector that is faster loses the rest, the result has it all.
+const MAX_PARTS: usize = 1_000;
 /// Progress is delivered at most so often.
 const PROGRESS_EVERY: Duration = Duration::from_millis(200);
 
@@ -21,13 +23,16 @@ const FLUSH_PATIENCE: Duration = Duration::from_secs(5);
 /// Collects what a running job reports and delivers it in order, without ever making the job wait.
 pub(super) struct Reporter {
     shared: Arc<Shared>,
-    delivery: Mutex<Option<JoinHandle<()>>>,
 }
 
-#[derive(Default)]
 struct Shared {
+    broker: Arc<dyn Broker>,
+    token: Token,
+    runtime: tokio::runtime::Handle,
     reports: Mutex<Reports>,
     news: Notify,
+    /// Begun by the first report: most jobs have none.
+    delivery: Mutex<Option<JoinHandle<()>>>,
 }
 
 #[derive(Default)]
@@ -36,15 +41,17 @@ struct Reports {
     undelivered: bool,
     logs: Vec<String>,
     log_lines: usize,
+    parts: Vec<Value>,
     saved: Option<Value>,
     closed: bool,
 }
 
 impl Reporter {
     pub fn start(broker: Arc<dyn Broker>, token: Token) -> Self {
-        let shared = Arc::new(Shared::default());
-        let delivery = tokio::spawn(deliver(Arc::clone(&shared), broker, token));
-        Self { shared, delivery: Mutex::new(Some(delivery)) }
+        // Connectors report from threads of their own.
+        let runtime = tokio::runtime::Handle::current();
+        let (reports, news, delivery) = (Mutex::default(), Notify::new(), Mutex::default());
+        Self { shared: Arc::new(Shared { broker, token, runtime, reports, news, delivery }) }
     }
 
     pub fn sink(&self) -> Arc<dyn JobSink> {
@@ -59,7 +66,7 @@ impl Reporter {
     pub async fn flush(&self) {
         self.shared.lock().closed = true;
         self.shared.news.notify_one();
-        let delivery = self.delivery.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let delivery = self.shared.delivery.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(delivery) = delivery {
             // A queue that does not answer must not hold back the outcome's own retries.
             let _ = tokio::time::timeout(FLUSH_PATIENCE, delivery).await;
@@ -71,6 +78,15 @@ impl Shared {
     fn lock(&self) -> std::sync::MutexGuard<'_, Reports> {
         // Nothing between lock and unlock can leave the reports half changed.
         self.reports.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell(self: &Arc<Self>) {
+        let mut delivery = self.delivery.lock().unwrap_or_else(PoisonError::into_inner);
+        if delivery.is_none() && !self.lock().closed {
+            *delivery = Some(self.runtime.spawn(deliver(Arc::clone(self))));
+        }
+        drop(delivery);
+        self.news.notify_one();
     }
 }
 
@@ -84,7 +100,7 @@ impl JobSink for Sink {
         reports.latest = Some(Progress { fraction, message, at: Timestamp::now() });
         reports.undelivered = true;
         drop(reports);
-        self.0.news.notify_one();
+        self.0.tell();
     }
 
     fn log(&self, line: &str) {
@@ -97,30 +113,44 @@ impl JobSink for Sink {
             reports.logs.push(format!("further lines are not kept: {MAX_LOG_LINES} is the limit"));
         }
         drop(reports);
-        self.0.news.notify_one();
+        self.0.tell();
+    }
+
+    fn partial(&self, value: Value) {
+        let mut reports = self.0.lock();
+        if reports.parts.len() < MAX_PARTS {
+            reports.parts.push(value);
+        }
+        drop(reports);
+        self.0.tell();
     }
 
     fn save(&self, value: Value) {
         self.0.lock().saved = Some(value);
-        self.0.news.notify_one();
+        self.0.tell();
     }
 }
 
-async fn deliver(shared: Arc<Shared>, broker: Arc<dyn Broker>, token: Token) {
+async fn deliver(shared: Arc<Shared>) {
+    let (broker, token) = (&shared.broker, &shared.token);
     let mut last_progress: Option<Instant> = None;
     loop {
         shared.news.notified().await;
         loop {
-            let (saved, logs, closed) = {
+            let (saved, logs, parts, closed) = {
                 let mut reports = shared.lock();
-                (reports.saved.take(), std::mem::take(&mut reports.logs), reports.closed)
+                let (logs, parts) = (std::mem::take(&mut reports.logs), std::mem::take(&mut reports.parts));
+                (reports.saved.take(), logs, parts, reports.closed)
             };
             // A refusal means that the job is held by somebody else, which the heartbeat finds out.
             if let Some(value) = saved {
-                let _ = broker.save(&token, value).await;
+                let _ = broker.save(token, value).await;
             }
             for line in logs {
-                let _ = broker.log(&token, line).await;
+                let _ = broker.log(token, line).await;
+            }
+            for value in parts {
+                let _ = broker.partial(token, value).await;
             }
             let wait = last_progress.map_or(Duration::ZERO, |at| PROGRESS_EVERY.saturating_sub(at.elapsed()));
             let progress = {
@@ -131,11 +161,12 @@ async fn deliver(shared: Arc<Shared>, broker: Arc<dyn Broker>, token: Token) {
             };
             if let Some(progress) = progress {
                 last_progress = Some(Instant::now());
-                let _ = broker.progress(&token, progress).await;
+                let _ = broker.progress(token, progress).await;
             }
             let (more, later) = {
                 let reports = shared.lock();
-                (reports.saved.is_some() || !reports.logs.is_empty(), reports.undelivered)
+                let waiting = reports.saved.is_some() || !reports.logs.is_empty() || !reports.parts.is_empty();
+                (waiting, reports.undelivered)
             };
             if more {
                 continue;

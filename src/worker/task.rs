@@ -23,6 +23,8 @@ use crate::telemetry::{EventLog, Published};
 const CHECK_FAILING: Duration = Duration::from_secs(2);
 const CHECK_HOLDING: Duration = Duration::from_secs(30);
 /// How long a connector may take to stop once it was told.
+/// A status is read by people and by the machine's loop: neither needs every job's coming and going.
+const PUBLISH_EVERY: Duration = Duration::from_millis(5);
 /// How many models a worker is taken to have loaded.
 const MAX_LOADED: usize = 2;
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
@@ -62,6 +64,7 @@ struct Shared {
     slots: Mutex<u32>,
     running: Mutex<BTreeMap<JobId, Running>>,
     status: Published<WorkerStatus>,
+    changed: Notify,
     /// Something changed that the claiming task should look at.
     wake: Notify,
     /// Set once: claim no more, and when to stop what still runs.
@@ -109,6 +112,7 @@ impl Worker {
             slots: Mutex::new(config.slots),
             running: Mutex::default(),
             status: Published::new(status),
+            changed: Notify::new(),
             wake: Notify::new(),
             drain: watch::Sender::new(None),
             recheck: Notify::new(),
@@ -118,7 +122,8 @@ impl Worker {
             loaded: Mutex::default(),
             config,
         });
-        let (claiming, beating) = (Arc::clone(&shared), Arc::clone(&shared));
+        let (claiming, beating, publishing) = (Arc::clone(&shared), Arc::clone(&shared), Arc::clone(&shared));
+        tracker.spawn(async move { publishing.keep_published().await });
         let jobs = tracker.clone();
         tracker.spawn(async move { claiming.run(&jobs).await });
         tracker.spawn(async move { beating.keep_lease().await });
@@ -453,7 +458,23 @@ impl Shared {
         self.publish();
     }
 
+    /// The status will be published soon.
     fn publish(&self) {
+        self.changed.notify_one();
+    }
+
+    /// Publishes changes, many small ones as one.
+    async fn keep_published(&self) {
+        loop {
+            tokio::select! {
+                () = self.changed.notified() => self.publish_now(),
+                () = self.stopped.cancelled() => return self.publish_now(),
+            }
+            tokio::time::sleep(PUBLISH_EVERY).await;
+        }
+    }
+
+    fn publish_now(&self) {
         let running: Vec<RunningJob> = lock(&self.running)
             .iter()
             .map(|(id, running)| RunningJob {

@@ -3,7 +3,7 @@ use std::collections::HashMap;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::base::Timestamp;
+use crate::base::{Name, Timestamp};
 use crate::queue::matching::ClassId;
 use crate::queue::store::Reply;
 use crate::queue::{Attempt, BrokerError, Job, JobEvent, JobId, JobState, QueueStats, Submission};
@@ -47,8 +47,13 @@ pub(super) fn level(submission: &Submission) -> String {
     (500 - i32::from(submission.priority.get())).to_string()
 }
 
+fn text(value: &impl serde::Serialize) -> Result<String> {
+    serde_json::to_string(value).map_err(|cause| BrokerError::damaged(&cause))
+}
+
 /// What one job's arguments to `submit` are.
 pub(super) fn submission(id: &JobId, class: &ClassId, submission: &Submission, out: &mut Vec<String>) -> Result<()> {
+    let default = Submission::new(submission.service.clone(), Value::Null);
     let millis = |duration: std::time::Duration| duration.as_millis().to_string();
     let flags = match (submission.unique_key.is_some(), submission.webhook.is_some()) {
         (false, false) => "-",
@@ -65,7 +70,7 @@ pub(super) fn submission(id: &JobId, class: &ClassId, submission: &Submission, o
         level(submission),
         submission.customer.clone().unwrap_or_default(),
         class.0.clone(),
-        millis(submission.timeout.get()),
+        if submission.timeout == default.timeout { "-".to_owned() } else { millis(submission.timeout.get()) },
         flags.to_owned(),
         submission.not_before.map_or(0, Timestamp::as_millis).to_string(),
         submission.idempotency_key.clone().unwrap_or_default(),
@@ -75,7 +80,10 @@ pub(super) fn submission(id: &JobId, class: &ClassId, submission: &Submission, o
         depends_on.len().to_string(),
     ]);
     out.extend(depends_on.iter().map(JobId::to_string));
-    out.push(serde_json::to_string(&submission).map_err(|cause| BrokerError::damaged(&cause))?);
+    // What there is beside service and payload, which most jobs are.
+    let rest = Submission { payload: Value::Null, ..submission.clone() };
+    let rest = if rest == default { String::new() } else { text(&rest)? };
+    out.push(format!("{} {} {rest} {}", submission.service, rest.len(), text(&submission.payload)?));
     Ok(())
 }
 
@@ -94,16 +102,26 @@ pub(super) struct Stored {
 pub(super) fn stored(id: &str, raw: &str, run: &str, due: &str, changes: Reply) -> Result<Stored> {
     let id = JobId::new(id).map_err(|cause| BrokerError::damaged(&cause))?;
     let damaged = || BrokerError::damaged(&"the record of a job is cut short");
-    let mut parts = raw.splitn(6, ' ');
+    let mut parts = raw.splitn(8, ' ');
     let mut part = || parts.next().ok_or_else(damaged);
-    let (_score, _class, _timeout, submitted, _flags, text) = (part()?, part()?, part()?, part()?, part()?, part()?);
-    let submission: Submission = json(text)?;
+    let (_score, _class, _timeout, submitted, _flags) = (part()?, part()?, part()?, part()?, part()?);
+    let (service, length, data) = (part()?, part()?, part()?);
+    let length: usize = length.parse().map_err(|_| damaged())?;
+    let (rest, payload) = data.split_at_checked(length).ok_or_else(damaged)?;
+    let submission = if rest.is_empty() {
+        let service = Name::new(service).map_err(|cause| BrokerError::damaged(&cause))?;
+        Submission::new(service, Value::Null)
+    } else {
+        json(rest)?
+    };
+    let submission = Submission { payload: json(payload)?, ..submission };
+    let submitted = u64::from_str_radix(submitted, 36).map_err(|_| damaged())?;
     let changes: HashMap<String, String> = changes.pairs()?.into_iter().collect();
     let change = |name: &str| changes.get(name).map(String::as_str);
     let number = |name: &str| change(name).and_then(|text| text.parse::<u32>().ok()).unwrap_or(0);
     let mut job = Job {
         state: change("st").map_or(Ok(JobState::Pending), state)?,
-        submitted: time(submitted)?,
+        submitted: Timestamp::from_millis(submitted),
         due: None,
         claimed: change("cl").map(time).transpose()?,
         finished: change("fin").map(time).transpose()?,
@@ -137,6 +155,7 @@ pub(super) fn stored(id: &str, raw: &str, run: &str, due: &str, changes: Reply) 
         job.failure = None;
     }
     if job.state == JobState::Completed {
+        job.attempts += 1;
         job.failure = None;
         job.history.push(Attempt {
             worker: job.worker.clone().unwrap_or_default(),

@@ -36,6 +36,7 @@ type Result<T> = std::result::Result<T, BrokerError>;
 
 /// Jobs of one call: about two milliseconds of a store's time.
 const SUBMIT_CHUNK: usize = 200;
+const LONGEST_WATCH: Duration = Duration::from_secs(60);
 const SUBMIT_TRIES: u32 = 3;
 const GET_CHUNK: usize = 100;
 const COMPLETE_CHUNK: usize = 64;
@@ -791,6 +792,11 @@ impl Broker for Client {
     }
 
     async fn wait_events(&self, id: &JobId, after: u64, timeout: Duration) {
+        let timeout = timeout.min(LONGEST_WATCH);
+        let watched = self.store.call("watch", vec![id.to_string(), (timeout.as_millis() + 1_000).to_string()]);
+        if watched.await.is_err() {
+            return tokio::time::sleep(timeout.min(Duration::from_secs(1))).await;
+        }
         let Ok(notify) = self.watch(id).await else { return };
         let until_some = async {
             loop {

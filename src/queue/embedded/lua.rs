@@ -162,7 +162,7 @@ fn run(lua: &Lua, data: &mut Data, name: &str, words: Arguments) -> mlua::Result
             data.set_text(word(0)?, (current + by).to_string().into());
             Ok(Value::Integer(current + by))
         }
-        "EXISTS" => truth(data.exists(word(0)?)),
+        "EXISTS" => count(words.iter().filter(|key| data.exists(key)).count()),
         "DEL" => {
             let mut n = 0;
             for key in &words {

@@ -5,7 +5,8 @@
 -- server's, and all keys begin with the queue's tag so that they lie in one slot.
 --
 -- Keys, after "{queue}:":
---   j:<id>   "score class timeout submitted flags json": what was submitted, never changed
+--   j:<id>   "score class timeout submitted flags service n rest payload": what was submitted, never changed; timeout in
+--            ms, or - for an hour; submitted in ms, base 36; rest is n bytes of JSON
 --   m:<id>   hash, what changes; missing until something does
 --              st   c completed, f failed, x cancelled, b blocked; missing while it waits or runs
 --              at lo fin cl w n   attempts, losses, finished, last claim's time, worker and fence
@@ -23,6 +24,7 @@
 --   z:<profile> idle incarnations; zp profiles with idle ones; np number of pending jobs; ep epoch of profiles
 --   lim scope -> "max rate burst paused"; run scope -> running; tb token buckets; pk:<scope> parked classes; pb; ut
 --   vt, ft:<base> virtual time of fair queueing; wf, wfz place of a workflow; ik, ki idempotency; uq, uk unique keys
+--   wt jobs whose events somebody watches, until when
 --   dp:<id> who waits for it; sl finished jobs whose dependents have to be told; o outbox of webhooks
 --   sc schedules by next time; sj their definitions; inbox submissions by plain clients; wm:<model> who has it loaded
 
@@ -42,18 +44,48 @@ end
 
 local function num(n) return string.format('%.0f', n) end
 
+local function base36(n)
+  local out = ''
+  while n > 0 do
+    local d = n % 36
+    out = sub('0123456789abcdefghijklmnopqrstuvwxyz', d + 1, d + 1) .. out
+    n = (n - d) / 36
+  end
+  return out
+end
+
 local function now_ms()
   local t = call('TIME')
   return t[1] * 1000 + math.floor(t[2] / 1000)
 end
 
-local function event(id, now, kind, data)
-  local n = call('RPUSH', P .. 'e:' .. id, num(now) .. ' ' .. kind .. ' ' .. data)
-  if n > MAX_EVENTS then
-    call('LPOP', P .. 'e:' .. id)
-    call('HINCRBY', P .. 'm:' .. id, 'ev', 1)
+local function claimed_event(at, worker, fence)
+  return at .. ' claimed {"worker":"' .. worker .. '","claim":' .. fence .. '}'
+end
+
+-- Tells those who watch, if anybody does.
+local function tell(id, kind)
+  if call('ZCARD', P .. 'wt') > 0 then call('PUBLISH', P .. 'e:' .. id, kind) end
+end
+
+-- run: the job's entry in R, where it runs. The event of its claim is written with the first that follows it: of most
+-- jobs no event is ever written, for what happened to them can be told from their state.
+local function event(id, now, kind, data, run)
+  local ek = P .. 'e:' .. id
+  if run then
+    local fence, at, _, worker = match(run, '^(%S+) (%S+) (%S+) (%S+)')
+    if call('HGET', P .. 'm:' .. id, 'ce') ~= fence then
+      call('HSET', P .. 'm:' .. id, 'ce', fence)
+      call('RPUSH', ek, claimed_event(at, worker, fence))
+    end
   end
-  call('PUBLISH', P .. 'e:' .. id, kind)
+  local n = call('RPUSH', ek, num(now) .. ' ' .. kind .. ' ' .. data)
+  while n > MAX_EVENTS do
+    call('LPOP', ek)
+    call('HINCRBY', P .. 'm:' .. id, 'ev', 1)
+    n = n - 1
+  end
+  tell(id, kind)
 end
 
 -- Lanes ------------------------------------------------------------------------------------------------------------
@@ -250,10 +282,14 @@ local function unpark(scope, now)
   end
 end
 
-local function running(cid, n, now)
-  local scopes = call('HGET', P .. 'cs', cid)
-  if not scopes then return end
-  for scope in string.gmatch(scopes, '%S+') do
+-- counts: class -> how many more (or, negative, fewer) of its jobs run.
+local function running(counts, now)
+  local cids, by = {}, {}
+  for cid in pairs(counts) do cids[#cids + 1] = cid end
+  for i, scopes in ipairs(call('HMGET', P .. 'cs', unpack(cids))) do
+    for scope in string.gmatch(scopes or '', '%S+') do by[scope] = (by[scope] or 0) + counts[cids[i]] end
+  end
+  for scope, n in pairs(by) do
     if sub(scope, 1, 9) ~= 'affinity:' then
       local left = call('HINCRBY', P .. 'run', scope, n)
       if left <= 0 then call('HDEL', P .. 'run', scope) end
@@ -292,7 +328,7 @@ local function leave_running(id, run, now)
   call('HDEL', P .. 'R', id)
   call('SREM', P .. 'i:' .. inc, id)
   call('ZREM', P .. 'r', id)
-  running(cid, -1, now)
+  running({ [cid] = -1 }, now)
   return cid
 end
 
@@ -387,6 +423,7 @@ function F.submit(a)
     index = index + 1
   end
   i = first
+  local stamp = base36(now)
   local out, vt, ft, touched, count, pending = {}, {}, {}, {}, {}, 0
   while a[i] do
     local id, base, customer, cid, timeout, flags = a[i], a[i + 1], a[i + 2], a[i + 3], a[i + 4], a[i + 5]
@@ -405,7 +442,7 @@ function F.submit(a)
         ft[who] = math.max(ft[who], vt[base]) + 1
         score = num(tonumber(base) * LEVEL + ft[who])
       end
-      local record = score .. ' ' .. cid .. ' ' .. timeout .. ' ' .. num(now) .. ' ' .. flags .. ' ' .. json
+      local record = score .. ' ' .. cid .. ' ' .. timeout .. ' ' .. stamp .. ' ' .. flags .. ' ' .. json
       if not call('SET', P .. 'j:' .. id, record, 'NX') then duplicate = id end
     end
     if duplicate then
@@ -578,13 +615,61 @@ function F.forget(a)
   return 0
 end
 
+-- Takes up to n jobs from the heads of a lane that go before anything in another lane, into ids and of (their classes).
+-- Answers with how many, or with a class that has to be looked at closer.
+local function take_from(lane, score, n, ids, of)
+  local lk = P .. 'l:' .. lane
+  local heads = call('ZRANGE', lk, 0, math.min(n, 64), 'WITHSCORES')
+  local following = call('ZRANGEBYSCORE', P .. 'H', '(' .. num(score), '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
+  local limit = tonumber(following[2] or math.huge)
+  local many = #heads / 2
+  local cids = {}
+  for i = 1, many do cids[i] = heads[2 * i - 1] end
+  local scopes = call('HMGET', P .. 'cs', unpack(cids))
+  local each = math.max(1, math.floor(64 / many))
+  local news, empty, taken = {}, {}, 0
+  for i = 1, many do
+    local cid = cids[i]
+    if tonumber(heads[2 * i]) > limit or taken == n then break end
+    if find(scopes[i] or '', 'affinity:', 1, true) then
+      if i == 1 then return 0, cid end
+      break
+    end
+    local bound = math.min(limit, tonumber(heads[2 * i + 2] or (many > n and heads[2 * i]) or math.huge))
+    local most = math.min(each, n - taken)
+    local found = call('ZRANGE', P .. 'c:' .. cid, 0, most, 'WITHSCORES')
+    local mine = {}
+    for k = 1, math.min(#found, 2 * most), 2 do
+      if k > 1 and tonumber(found[k + 1]) > bound then break end
+      mine[#mine + 1] = found[k]
+      ids[#ids + 1] = found[k]
+      of[#of + 1] = cid
+    end
+    taken = taken + #mine
+    call('ZREM', P .. 'c:' .. cid, unpack(mine))
+    local head = found[2 * #mine + 2]
+    if head then
+      news[#news + 1] = head
+      news[#news + 1] = cid
+      limit = math.min(limit, tonumber(head))
+    else
+      empty[#empty + 1] = cid
+    end
+  end
+  if #news > 0 then call('ZADD', lk, unpack(news)) end
+  if #empty > 0 then call('ZREM', lk, unpack(empty)) end
+  lane_fix(lane)
+  return taken
+end
+
 -- incarnation limit idle, then the classes whose model it has loaded
 function F.claim(a)
   local now = now_ms()
   local inc, n = a[1], tonumber(a[2])
-  if not call('ZSCORE', P .. 'W', inc) then return { 'NOWORKER' } end
+  local info = call('HGET', P .. 'I', inc)
+  if not info or not call('ZSCORE', P .. 'W', inc) then return { 'NOWORKER' } end
   promote(now)
-  local worker, pid = match(call('HGET', P .. 'I', inc), '^(%S+) (%S+)')
+  local worker, pid = match(info, '^(%S+) (%S+)')
   local personal = 'w:' .. worker
   if a[3] == '1' then
     call('ZREM', P .. 'z:' .. pid, inc)
@@ -593,12 +678,12 @@ function F.claim(a)
   local limited = call('HLEN', P .. 'lim') > 0
   local warm = {}
   for i = 4, #a do warm[a[i]] = true end
-  local out, parks, taken_total, again = {}, 0, 0, 0
+  local ids, of, parks, again = {}, {}, 0, 0
   while n > 0 do
     local lane, score = best(pid)
     local other, other_score = best(personal)
     if other and (not lane or other_score < score) then lane, score = other, other_score end
-    local cid, bound
+    local cid, first
     -- A class whose model is loaded may go first, within the slack.
     for i = 4, #a do
       local h = call('ZRANGE', P .. 'c:' .. a[i], 0, 0, 'WITHSCORES')
@@ -606,102 +691,116 @@ function F.claim(a)
       if h[1] and (not parked or sub(parked, 1, 9) == 'affinity:') then
         local s = tonumber(h[2])
         if not lane or (s <= score + SLACK and math.floor(s / LEVEL) <= math.floor(score / LEVEL)) then
-          if not cid or s < bound then cid, bound = a[i], s end
+          if not cid or s < first then cid, first = a[i], s end
         end
       end
     end
-    if not cid then
-      if not lane then break end
-      local heads = call('ZRANGE', P .. 'l:' .. lane, 0, 1, 'WITHSCORES')
-      cid = heads[1]
-      local following = call('ZRANGEBYSCORE', P .. 'H', '(' .. num(score), '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
-      bound = math.min(tonumber(heads[4] or math.huge), tonumber(following[2] or math.huge))
+    if not lane and not cid then break end
+    local taken = 0
+    if not cid and not limited then
+      taken, cid = take_from(lane, score, n, ids, of)
+    elseif not cid then
+      cid = call('ZRANGE', P .. 'l:' .. lane, 0, 0)[1]
     end
-    local most = n
-    local scopes = call('HGET', P .. 'cs', cid) or ''
-    local blocked = false
-    if limited then
-      for scope in string.gmatch(scopes, '%S+') do
-        local room, til = room_of(scope, now)
-        if room < 1 then
-          park(cid, scope, til)
-          blocked = true
+    if cid then
+      -- One class with all there is to ask about it; one job, so that nothing goes before its turn.
+      local scopes = call('HGET', P .. 'cs', cid) or ''
+      local blocked = false
+      if limited then
+        for scope in string.gmatch(scopes, '%S+') do
+          local room, til = room_of(scope, now)
+          if room < 1 then
+            park(cid, scope, til)
+            blocked = true
+            break
+          end
+        end
+      end
+      if not blocked and not warm[cid] then
+        local model, patience = match(scopes, 'affinity:(%S+):(%d+)$')
+        if model and call('ZRANGEBYSCORE', P .. 'wm:' .. model, num(now), '+inf', 'LIMIT', 0, 1)[1] then
+          local head = call('ZRANGE', P .. 'c:' .. cid, 0, 0)[1]
+          local _, _, _, submitted = header(head)
+          local til = tonumber(submitted or '0', 36) + tonumber(patience)
+          if til > now then
+            park(cid, 'affinity:' .. model, til)
+            for _, who in ipairs(call('ZRANGEBYSCORE', P .. 'wm:' .. model, num(now), '+inf', 'LIMIT', 0, 4)) do
+              local known = call('HGET', P .. 'I', who)
+              if known then call('PUBLISH', P .. match(known, '%S+$'), 'w ' .. who) end
+            end
+            blocked = true
+          end
+        end
+      end
+      if blocked then
+        parks = parks + 1
+        if parks >= 32 then
+          again = 1
           break
         end
-        most = math.min(most, room)
+      else
+        local id = call('ZRANGE', P .. 'c:' .. cid, 0, 0)[1]
+        call('ZREM', P .. 'c:' .. cid, id)
+        class_fix(cid)
+        if limited then
+          -- Counted at once: the next turn of this loop asks again.
+          for scope in string.gmatch(scopes, '%S+') do spend(scope, 1, now) end
+          running({ [cid] = 1 }, now)
+        end
+        ids[#ids + 1] = id
+        of[#of + 1] = cid
+        taken = 1
       end
     end
-    if not blocked and not warm[cid] then
-      local model, patience = match(scopes, 'affinity:(%S+):(%d+)$')
-      if model and call('ZRANGEBYSCORE', P .. 'wm:' .. model, num(now), '+inf', 'LIMIT', 0, 1)[1] then
-        local head = call('ZRANGE', P .. 'c:' .. cid, 0, 0)[1]
-        local _, _, _, submitted = header(head)
-        local til = tonumber(submitted or 0) + tonumber(patience)
-        if til > now then
-          park(cid, 'affinity:' .. model, til)
-          for _, who in ipairs(call('ZRANGEBYSCORE', P .. 'wm:' .. model, num(now), '+inf', 'LIMIT', 0, 4)) do
-            local info = call('HGET', P .. 'I', who)
-            if info then call('PUBLISH', P .. match(info, '%S+$'), 'w ' .. who) end
-          end
-          blocked = true
-        end
+    n = n - taken
+  end
+  local out = {}
+  if #ids > 0 then
+    local watched = call('ZCARD', P .. 'wt') > 0
+    local keys, changes, counts = {}, {}, {}
+    for i, id in ipairs(ids) do
+      keys[i] = P .. 'j:' .. id
+      changes[i] = P .. 'm:' .. id
+      counts[of[i]] = (counts[of[i]] or 0) + 1
+    end
+    local raws = call('MGET', unpack(keys))
+    local changed = call('EXISTS', unpack(changes)) > 0
+    local fence = call('INCRBY', P .. 'fz', #ids) - #ids
+    local R, r, held, tags = {}, {}, {}, {}
+    local stamp = num(now)
+    for i, id in ipairs(ids) do
+      local score, timeout, flags = match(raws[i] or '', '^(%S+) %S+ (%S+) %S+ (%S+) ')
+      if score then
+        local f = num(fence + i)
+        if timeout == '-' then timeout = '3600000' end
+        held[#held + 1] = id
+        R[#R + 1] = id
+        R[#R + 1] = f .. ' ' .. stamp .. ' ' .. inc .. ' ' .. worker .. ' ' .. of[i] .. ' ' .. flags
+        r[#r + 1] = num(now + tonumber(timeout))
+        r[#r + 1] = id
+        score = tonumber(score)
+        local level = math.floor(score / LEVEL)
+        tags[level] = math.max(tags[level] or 0, score - level * LEVEL)
+        if watched then call('PUBLISH', P .. 'e:' .. id, 'claimed') end
+        out[#out + 1] = { id, f, raws[i], changed and call('HGETALL', P .. 'm:' .. id) or {} }
       end
     end
-    if blocked then
-      parks = parks + 1
-      if parks >= 32 then
-        again = 1
-        break
-      end
-    else
-      local found = call('ZRANGE', P .. 'c:' .. cid, 0, math.min(most, 64) - 1, 'WITHSCORES')
-      local ids, last = {}, nil
-      for i = 1, #found, 2 do
-        if i > 1 and tonumber(found[i + 1]) > bound then break end
-        ids[#ids + 1] = found[i]
-        last = tonumber(found[i + 1])
-      end
-      call('ZREM', P .. 'c:' .. cid, unpack(ids))
-      class_fix(cid)
-      call('DECRBY', P .. 'np', #ids)
-      local keys = {}
-      for i, id in ipairs(ids) do keys[i] = P .. 'j:' .. id end
-      local raws = call('MGET', unpack(keys))
-      local fence = call('INCRBY', P .. 'fz', #ids) - #ids
-      local R, r, held = {}, {}, {}
-      for i, id in ipairs(ids) do
-        local raw = raws[i]
-        local timeout, flags = match(raw or '', '^%S+ %S+ (%S+) %S+ (%S+) ')
-        if timeout then
-          local f = num(fence + i)
-          held[#held + 1] = id
-          R[#R + 1] = id
-          R[#R + 1] = f .. ' ' .. num(now) .. ' ' .. inc .. ' ' .. worker .. ' ' .. cid .. ' ' .. flags
-          r[#r + 1] = num(now + tonumber(timeout))
-          r[#r + 1] = id
-          event(id, now, 'claimed', '{"worker":"' .. worker .. '","claim":' .. f .. '}')
-          out[#out + 1] = { id, f, raw, call('HGETALL', P .. 'm:' .. id) }
-        end
-      end
-      if #held > 0 then
-        call('HSET', P .. 'R', unpack(R))
-        call('SADD', P .. 'i:' .. inc, unpack(held))
-        call('ZADD', P .. 'r', unpack(r))
-        running(cid, #held, now)
-        if limited then for scope in string.gmatch(scopes, '%S+') do spend(scope, #held, now) end end
-        local level = num(math.floor(last / LEVEL))
-        local tag = last - tonumber(level) * LEVEL
-        if tag > tonumber(call('HGET', P .. 'vt', level) or 0) then call('HSET', P .. 'vt', level, num(tag)) end
-      end
-      n = n - #ids
-      taken_total = taken_total + #ids
+    call('DECRBY', P .. 'np', #ids)
+    if #held > 0 then
+      call('HSET', P .. 'R', unpack(R))
+      call('SADD', P .. 'i:' .. inc, unpack(held))
+      call('ZADD', P .. 'r', unpack(r))
+    end
+    if not limited then running(counts, now) end
+    for level, tag in pairs(tags) do
+      if tag > tonumber(call('HGET', P .. 'vt', num(level)) or 0) then call('HSET', P .. 'vt', num(level), num(tag)) end
     end
   end
   if n > 0 and again == 0 then
     call('ZADD', P .. 'z:' .. pid, num(now), inc)
     call('ZADD', P .. 'z:' .. personal, num(now), inc)
     call('SADD', P .. 'zp', pid, personal)
-  elseif taken_total > 0 and call('SCARD', P .. 'zp') > 0 then
+  elseif #ids > 0 and call('SCARD', P .. 'zp') > 0 then
     -- One wake-up leads to the next while there is work.
     wake((best(pid)), 1)
   end
@@ -715,6 +814,15 @@ function F.complete(a)
   for i = 1, #a, 3 do ids[#ids + 1] = a[i] end
   local runs = call('HMGET', P .. 'R', unpack(ids))
   local gone, ends, counts, by = {}, {}, {}, {}
+  local stamp = num(now)
+  local lists, dependents = {}, {}
+  for n, id in ipairs(ids) do
+    lists[n] = P .. 'e:' .. id
+    dependents[n] = P .. 'dp:' .. id
+  end
+  local told = call('EXISTS', unpack(lists)) > 0
+  local waited_for = call('EXISTS', unpack(dependents)) > 0
+  local watched = call('ZCARD', P .. 'wt') > 0
   for n, id in ipairs(ids) do
     local fence, result = a[n * 3 - 1], a[n * 3]
     local run = runs[n]
@@ -722,19 +830,22 @@ function F.complete(a)
     if run then held, claimed, inc, worker, cid, flags = match(run, '^(%S+) (%S+) (%S+) (%S+) (%S+) (%S+)$') end
     if held == fence then
       runs[n] = false
+      if told and call('EXISTS', lists[n]) == 1 then
+        event(id, now, 'completed', 'null', run)
+      elseif watched then
+        call('PUBLISH', P .. 'e:' .. id, 'completed')
+      end
       for other = n + 1, #ids do if ids[other] == id then runs[other] = false end end
       gone[#gone + 1] = id
       by[inc] = by[inc] or {}
       table.insert(by[inc], id)
       counts[cid] = (counts[cid] or 0) + 1
       local mk = P .. 'm:' .. id
-      call('HSET', mk, 'st', 'c', 'fin', num(now), 'cl', claimed, 'w', worker, 'n', fence, 'res', result)
-      call('HINCRBY', mk, 'at', 1)
-      event(id, now, 'completed', 'null')
+      call('HSET', mk, 'st', 'c', 'fin', stamp, 'cl', claimed, 'w', worker, 'n', fence, 'res', result)
       if flags == '-' then
-        ends[#ends + 1] = num(now)
+        ends[#ends + 1] = stamp
         ends[#ends + 1] = id
-        if call('EXISTS', P .. 'dp:' .. id) == 1 then
+        if waited_for and call('EXISTS', dependents[n]) == 1 then
           call('RPUSH', P .. 'sl', id)
           call('PUBLISH', P .. 'due', num(now))
         end
@@ -759,9 +870,10 @@ function F.complete(a)
     for inc, list in pairs(by) do call('SREM', P .. 'i:' .. inc, unpack(list)) end
     if #ends > 0 then call('ZADD', P .. 'f:c', unpack(ends)) end
     for cid, n in pairs(counts) do
-      running(cid, -n, now)
+      counts[cid] = -n
       live(cid, -n, now)
     end
+    running(counts, now)
   end
   return out
 end
@@ -826,7 +938,7 @@ function F.move(a)
     live(cid, 1, now)
     call('ZREM', P .. 'cz', cid)
   end
-  event(id, now, kind, data)
+  event(id, now, kind, data, st == 'r' and run)
   if is_live then
     call('HDEL', mk, 'fin')
     if cid ~= base then call('HSET', mk, 'c', cid) else call('HDEL', mk, 'c') end
@@ -862,7 +974,7 @@ function F.report(a)
     return call('EXISTS', P .. 'j:' .. a[1]) == 1 and 'STALE' or 'UNKNOWN'
   end
   if #a > 4 then call('HSET', P .. 'm:' .. a[1], unpack(a, 5)) end
-  if a[3] ~= '' then event(a[1], now_ms(), a[3], a[4]) end
+  if a[3] ~= '' then event(a[1], now_ms(), a[3], a[4], run) end
   return 'OK'
 end
 
@@ -871,7 +983,7 @@ function F.cancel(a)
   local id = a[1]
   local st, run = state_of(id)
   if st ~= 'r' then return st or 'UNKNOWN' end
-  if call('HSET', P .. 'm:' .. id, 'x', 1) == 1 then event(id, now_ms(), 'cancelling', 'null') end
+  if call('HSET', P .. 'm:' .. id, 'x', 1) == 1 then event(id, now_ms(), 'cancelling', 'null', run) end
   local inc = match(run, '^%S+ %S+ (%S+)')
   local info = call('HGET', P .. 'I', inc)
   if info then call('PUBLISH', P .. match(info, '%S+$'), 'c ' .. id) end
@@ -928,6 +1040,7 @@ end
 function F.todo(a)
   local now = now_ms()
   promote(now)
+  for _, id in ipairs(call('ZRANGEBYSCORE', P .. 'wt', '-inf', num(now), 'LIMIT', 0, BATCH)) do call('ZREM', P .. 'wt', id) end
   -- Workers that sleep although their lane has work: a wake-up went to one that died.
   local heads = call('ZRANGE', P .. 'H', 0, 15)
   if call('SCARD', P .. 'zp') > 0 then for _, lane in ipairs(heads) do wake(lane, 1) end end
@@ -944,6 +1057,11 @@ function F.todo(a)
     call('LLEN', P .. 'inbox'),
     reads.stats(),
   }
+end
+
+-- id milliseconds: somebody watches the job's events for so long.
+function F.watch(a)
+  return call('ZADD', P .. 'wt', num(now_ms() + tonumber(a[2])), a[1])
 end
 
 -- Makes claimable what is due; answers with the next time.
@@ -1131,12 +1249,27 @@ end
 
 function reads.events(a)
   local id = a[1]
-  local raw = call('GET', P .. 'j:' .. id)
-  if not raw then return {} end
-  local trimmed = tonumber(call('HGET', P .. 'm:' .. id, 'ev') or 0)
+  local _, _, _, submitted = header(id)
+  if not submitted then return {} end
+  local m = call('HMGET', P .. 'm:' .. id, 'ev', 'ce', 'st', 'n', 'cl', 'w', 'fin')
+  local trimmed = tonumber(m[1] or 0)
   -- The first event is the submission, which the record tells; the list has the others.
   local from = math.max(0, tonumber(a[2]) - 1 - trimmed)
-  return { match(raw, '^%S+ %S+ %S+ (%S+)'), num(trimmed), num(from), call('LRANGE', P .. 'e:' .. id, from, from + 999) }
+  local list = call('LRANGE', P .. 'e:' .. id, from, from + 999)
+  local length = call('LLEN', P .. 'e:' .. id)
+  -- What was not written because the state tells it.
+  local more = {}
+  local run = call('HGET', P .. 'R', id)
+  if run then
+    local fence, at, _, worker = match(run, '^(%S+) (%S+) (%S+) (%S+)')
+    if m[2] ~= fence then more = { claimed_event(at, worker, fence) } end
+  elseif m[3] == 'c' and length == 0 then
+    more = { claimed_event(m[5], m[6], m[4]), m[7] .. ' completed null' }
+  end
+  if from + #list >= length then
+    for i = math.max(1, from - length + 1), #more do list[#list + 1] = more[i] end
+  end
+  return { num(tonumber(submitted, 36)), num(trimmed), num(from), list }
 end
 
 function reads.stats()
@@ -1145,8 +1278,9 @@ function reads.stats()
     local cid = call('ZRANGE', P .. 'l:' .. lane, 0, 0)[1]
     local id = cid and call('ZRANGE', P .. 'c:' .. cid, 0, 0)[1]
     local _, _, _, at = header(id or '')
-    if at and (oldest == '' or tonumber(at) < tonumber(oldest)) then oldest = at end
+    if at and (oldest == '' or tonumber(at, 36) < oldest) then oldest = tonumber(at, 36) end
   end
+  if oldest ~= '' then oldest = num(oldest) end
   return {
     call('ZCARD', P .. 'd'), call('GET', P .. 'np') or '0', call('ZCARD', P .. 'r'), call('ZCARD', P .. 'f:c'),
     call('ZCARD', P .. 'f:f'), call('ZCARD', P .. 'f:x'), call('ZCARD', P .. 'b'), oldest,

@@ -1,0 +1,160 @@
+//! machinist for the queue harness (benches/queues/README.md): `produce one|bulk|paced N ARG`, `work CONCURRENCY`. The queue
+//! and the worker are those of the engine, with every guarantee on; the connector only notes that it was called.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{File, OpenOptions};
+use std::io::Write as _;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use async_trait::async_trait;
+use machinist::base::Name;
+use machinist::queue::{Broker, Failure, Job, QueueConfig, Registration, Submission, connect_redis, open_embedded};
+use machinist::spec::{Capabilities, Hardware};
+use machinist::telemetry::EventLog;
+use machinist::worker::{Connector, JobContext, Worker, WorkerConfig};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
+
+/// Jobs in one bulk call, and the classes they are spread over.
+const BULK: usize = 200;
+
+fn now_ns() -> u64 {
+    u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos()).unwrap()
+}
+
+fn variable<T: std::str::FromStr>(name: &str, default: T) -> T {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+fn broker() -> Arc<dyn Broker> {
+    let lease = if variable("BENCH_TUNED", 0) == 1 { Duration::from_secs(2) } else { QueueConfig::default().lease };
+    let config = QueueConfig { lease, ..QueueConfig::default() };
+    let url = std::env::var("REDIS_URL").unwrap();
+    match url.strip_prefix("embedded:") {
+        Some(path) => open_embedded(path.as_ref(), config).unwrap(),
+        None => connect_redis(url.parse().unwrap(), "bench", config),
+    }
+}
+
+fn job(number: usize) -> Submission {
+    let payload = json!({ "n": number, "t": now_ns(), "p": "x".repeat(64) });
+    let mut job = Submission::new(Name::new("bench").unwrap(), payload);
+    let classes = variable("BENCH_CLASSES", 1);
+    if classes > 1 {
+        job.requirement.models = BTreeSet::from([format!("m{}", number % classes)]);
+    }
+    job
+}
+
+async fn produce(mode: &str, count: usize, argument: usize) {
+    let broker = broker();
+    broker.stats().await.unwrap();
+    let begun = Instant::now();
+    match mode {
+        "bulk" => {
+            // Two calls under way, as a producer that does not wait for each.
+            let mut calls = tokio::task::JoinSet::new();
+            for first in (0..count).step_by(BULK) {
+                let broker = Arc::clone(&broker);
+                if calls.len() >= 2 {
+                    calls.join_next().await;
+                }
+                calls.spawn(async move {
+                    let jobs = (first..count.min(first + BULK)).map(job).collect();
+                    broker.submit(jobs).await.unwrap();
+                });
+            }
+            while calls.join_next().await.is_some() {}
+        }
+        _ => {
+            for number in 0..count {
+                if mode == "paced" {
+                    tokio::time::sleep(Duration::from_micros(argument as u64)).await;
+                }
+                broker.submit(vec![job(number)]).await.unwrap();
+            }
+        }
+    }
+    println!("{}", json!({ "n": count, "secs": begun.elapsed().as_secs_f64() }));
+}
+
+struct Recorder {
+    log: File,
+    sleep: Duration,
+}
+
+#[async_trait]
+impl Connector for Recorder {
+    async fn check(&self) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    async fn run(&self, job: Arc<Job>, _context: JobContext) -> Result<Value, Failure> {
+        let payload = &job.submission.payload;
+        let number = |name: &str| payload[name].as_u64().unwrap_or(0);
+        let mut record = Vec::with_capacity(24);
+        record.extend_from_slice(&u32::try_from(number("n")).unwrap_or(0).to_le_bytes());
+        record.extend_from_slice(&std::process::id().to_le_bytes());
+        record.extend_from_slice(&number("t").to_le_bytes());
+        record.extend_from_slice(&now_ns().to_le_bytes());
+        (&self.log).write_all(&record).unwrap();
+        if !self.sleep.is_zero() {
+            tokio::time::sleep(self.sleep).await;
+        }
+        Ok(Value::Null)
+    }
+}
+
+async fn work(slots: u32) {
+    let broker = broker();
+    let name = |text: &str| Name::new(text).unwrap();
+    let log = OpenOptions::new().create(true).append(true).open(std::env::var("BENCH_LOG").unwrap()).unwrap();
+    let connector = Arc::new(Recorder { log, sleep: Duration::from_millis(variable("BENCH_SLEEP_MS", 0)) });
+    let classes = variable("BENCH_CLASSES", 1);
+    let life = std::process::id();
+    let config = WorkerConfig {
+        name: name("w"),
+        connector_name: name("bench"),
+        slots,
+        registration: Registration { worker: format!("m{life}/w"), incarnation: format!("{life}-{}", now_ns()) },
+        capabilities: Capabilities {
+            services: BTreeSet::from([name("bench")]),
+            machine_type: name("bench"),
+            machine: name("m"),
+            worker: name("w"),
+            pool: name("standard"),
+            hardware: Hardware::default(),
+            models: if classes > 1 { (0..classes).map(|n| format!("m{n}")).collect() } else { BTreeSet::new() },
+            labels: BTreeMap::new(),
+            deny_customers: BTreeSet::new(),
+            allow_customers: BTreeSet::new(),
+        },
+        broker: Arc::clone(&broker),
+        connector,
+        lease: if variable("BENCH_TUNED", 0) == 1 { Duration::from_secs(2) } else { QueueConfig::default().lease },
+        ready: watch::channel(Ok(())).1,
+        events: EventLog::new(1_000),
+    };
+    let tracker = TaskTracker::new();
+    let _worker = Worker::start(config, &tracker);
+    // What the engine does beside its workers.
+    loop {
+        let next = broker.reap().await.map_or(Duration::from_millis(500), |round| round.next);
+        broker.reap_wanted(next).await;
+    }
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().filter(|argument| argument != "--bench").collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(2).build().unwrap();
+    let number = |text: &str| text.parse::<usize>().unwrap();
+    match words.as_slice() {
+        [_, "produce", mode, count] => runtime.block_on(produce(mode, number(count), 0)),
+        [_, "produce", mode, count, argument] => runtime.block_on(produce(mode, number(count), number(argument))),
+        [_, "work", slots] => runtime.block_on(work(u32::try_from(number(slots)).unwrap())),
+        _ => eprintln!("produce one|bulk|paced N [ARG] or work CONCURRENCY; see benches/queues/README.md"),
+    }
+}
