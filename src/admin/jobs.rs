@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::body::Bytes;
+use axum::extract::ws::{Message, WebSocketUpgrade};
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
@@ -14,10 +15,10 @@ use serde_json::{Value, json};
 use super::error::ApiError;
 use super::server::AdminDeps;
 use super::services::{last_event_id, wants_stream};
-use crate::queue::{Job, JobEvent, JobFilter, JobId, QueueStats, Submission};
+use crate::queue::{DependencyPolicy, Explanation, Job, JobEvent, JobFilter, JobId, Submission};
 
 /// Jobs that are queued in one transaction.
-const BATCH: usize = 1_000;
+const BATCH: usize = 200;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -99,8 +100,75 @@ pub(super) async fn retry(State(deps): State<AdminDeps>, Path(id): Path<String>)
     Ok(Json(json!({ "id": id, "state": state })))
 }
 
-pub(super) async fn stats(State(deps): State<AdminDeps>) -> Result<Json<QueueStats>, ApiError> {
-    Ok(Json(deps.broker.stats().await?))
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct BatchBody {
+    jobs: Vec<Submission>,
+    /// Queued with the others; claimable when all of them have ended, whatever became of them.
+    callback: Option<Submission>,
+}
+
+/// Jobs that belong together, and one that runs when they have ended.
+pub(super) async fn submit_batch(
+    State(deps): State<AdminDeps>,
+    body: Bytes,
+) -> Result<(StatusCode, Json<Value>), ApiError> {
+    let batch: BatchBody = serde_json::from_slice(&body).map_err(|cause| {
+        ApiError::bad_request(format!("not a batch: {cause}")).help("send {\"jobs\": [...], \"callback\": {...}}")
+    })?;
+    let mut jobs = batch.jobs;
+    for job in &mut jobs {
+        job.id.get_or_insert_with(JobId::random);
+    }
+    let ids: Vec<JobId> = jobs.iter().filter_map(|job| job.id.clone()).collect();
+    let with_callback = batch.callback.is_some();
+    jobs.extend(batch.callback.map(|callback| Submission {
+        depends_on: callback.depends_on.iter().cloned().chain(ids).collect(),
+        on_dependency_failure: DependencyPolicy::Run,
+        ..callback
+    }));
+    let mut submitted = deps.broker.submit(jobs).await?;
+    let callback = if with_callback { submitted.pop() } else { None };
+    Ok((StatusCode::CREATED, Json(json!({ "jobs": submitted, "callback": callback }))))
+}
+
+pub(super) async fn explain(
+    State(deps): State<AdminDeps>,
+    Path(id): Path<String>,
+) -> Result<Json<Explanation>, ApiError> {
+    Ok(Json(deps.broker.explain(&job_id(&id)?).await?))
+}
+
+/// The job's events as messages of a WebSocket, then `{"end": ...}`.
+pub(super) async fn socket(
+    State(deps): State<AdminDeps>,
+    Path(id): Path<String>,
+    Query(query): Query<EventQuery>,
+    upgrade: WebSocketUpgrade,
+) -> Result<Response, ApiError> {
+    let id = job_id(&id)?;
+    let cursor = query.after.unwrap_or(0);
+    let pending = deps.broker.events(&id, cursor).await?;
+    let mut follow = Follow { deps, id, cursor, pending, ended: false };
+    Ok(upgrade.on_upgrade(move |mut socket| async move {
+        loop {
+            tokio::select! {
+                step = follow.step() => {
+                    let Some(step) = step else { break };
+                    let text = match &step {
+                        Step::Event(event) => serde_json::to_string(event).unwrap_or_default(),
+                        Step::End(end) => json!({ "end": end }).to_string(),
+                    };
+                    if socket.send(Message::Text(text.into())).await.is_err() {
+                        return;
+                    }
+                }
+                // A client that goes away is noticed; what it says is not asked for.
+                message = socket.recv() => if message.is_none_or(|message| message.is_err()) { return },
+            }
+        }
+        let _ = socket.send(Message::Close(None)).await;
+    }))
 }
 
 /// The job's events after a cursor; with `Accept: text/event-stream` all that follow, until `end` after the last.
@@ -132,21 +200,36 @@ struct Follow {
     ended: bool,
 }
 
+enum Step {
+    Event(JobEvent),
+    /// The job is over and all was told.
+    End(Value),
+}
+
 impl Follow {
     async fn next(&mut self) -> Option<Event> {
+        Some(match self.step().await? {
+            Step::Event(event) => {
+                let data = serde_json::to_string(&event).unwrap_or_default();
+                Event::default().id(event.seq.to_string()).event(event.kind).data(data)
+            }
+            Step::End(end) => Event::default().event("end").data(end.to_string()),
+        })
+    }
+
+    /// Loses nothing when it is dropped while it waits.
+    async fn step(&mut self) -> Option<Step> {
         while !self.ended {
             if !self.pending.is_empty() {
                 let event = self.pending.remove(0);
                 self.cursor = event.seq;
-                let data = serde_json::to_string(&event).unwrap_or_default();
-                return Some(Event::default().id(event.seq.to_string()).event(event.kind).data(data));
+                return Some(Step::Event(event));
             }
             let job = self.deps.broker.get(&self.id).await.ok()?;
             self.pending = self.deps.broker.events(&self.id, self.cursor).await.ok()?;
             if self.pending.is_empty() && job.state.is_final() {
                 self.ended = true;
-                let data = json!({ "state": job.state, "result": job.result, "failure": job.failure });
-                return Some(Event::default().event("end").data(data.to_string()));
+                return Some(Step::End(json!({ "state": job.state, "result": job.result, "failure": job.failure })));
             }
             if self.pending.is_empty() {
                 tokio::select! {

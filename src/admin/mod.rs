@@ -6,6 +6,7 @@ mod events;
 mod health;
 mod jobs;
 mod metrics;
+mod queue;
 mod server;
 mod services;
 mod status;

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::DefaultBodyLimit;
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use axum::{Json, Router, middleware};
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::json;
@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::error::ApiError;
 use super::status::{Control, ControlReply, MachineStatus};
-use super::{auth, events, health, jobs, metrics, services};
+use super::{auth, events, health, jobs, metrics, queue, services};
 use crate::queue::Broker;
 use crate::settings::Secret;
 use crate::supervisor::SupervisorHandle;
@@ -44,8 +44,10 @@ const ROUTES: &str = "machinist\n\n\
     GET  /livez /readyz[?verbose] /startupz /health /status /metrics\n\
     GET  /services /services/{name} /services/{name}/logs[?tail=N&after=SEQ] /logs[?tail=N]\n\
     POST /services/{name}/start|stop|restart\n\
-    GET  /jobs[?state&service&before&limit] /jobs/{id} /jobs/{id}/events[?after=N] /queue\n\
-    POST /jobs /jobs/{id}/cancel /jobs/{id}/retry\n\
+    GET  /jobs[?state&service&offset&limit] /jobs/{id} /jobs/{id}/explain /jobs/{id}/events[?after=N] /jobs/{id}/ws\n\
+    POST /jobs /batches /jobs/{id}/cancel /jobs/{id}/retry\n\
+    GET  /queue /queue/classes /queue/workers[/{machine}/{worker}] /queue/limits /queue/schedules /queue/export\n\
+    POST /queue/limits|pause|resume|drain?scope=S /queue/schedules /queue/verify[?repair] /queue/purge?state=S\n\
     GET  /events[?after=N]\n\
     POST /reload /drain\n";
 
@@ -55,6 +57,15 @@ fn router(deps: AdminDeps) -> Router {
         .route("/jobs", post(jobs::submit))
         .route("/jobs/{id}/cancel", post(jobs::cancel))
         .route("/jobs/{id}/retry", post(jobs::retry))
+        .route("/batches", post(jobs::submit_batch))
+        .route("/queue/limits", post(queue::set_limit))
+        .route("/queue/pause", post(queue::pause))
+        .route("/queue/resume", post(queue::resume))
+        .route("/queue/drain", post(queue::drain))
+        .route("/queue/schedules", post(queue::put_schedule))
+        .route("/queue/schedules/{name}", delete(queue::drop_schedule))
+        .route("/queue/verify", post(queue::verify))
+        .route("/queue/purge", post(queue::purge))
         .route("/reload", post(reload))
         .route("/drain", post(drain))
         .route_layer(middleware::from_fn_with_state(deps.clone(), auth::require));
@@ -73,7 +84,15 @@ fn router(deps: AdminDeps) -> Router {
         .route("/jobs", get(jobs::list))
         .route("/jobs/{id}", get(jobs::get))
         .route("/jobs/{id}/events", get(jobs::events))
-        .route("/queue", get(jobs::stats))
+        .route("/jobs/{id}/explain", get(jobs::explain))
+        .route("/jobs/{id}/ws", get(jobs::socket))
+        .route("/queue", get(queue::stats))
+        .route("/queue/classes", get(queue::classes))
+        .route("/queue/workers", get(queue::workers))
+        .route("/queue/workers/{machine}/{worker}", get(queue::explain_worker))
+        .route("/queue/limits", get(queue::limits))
+        .route("/queue/schedules", get(queue::schedules))
+        .route("/queue/export", get(queue::export))
         .route("/events", get(events::events));
     reading
         .merge(changing)

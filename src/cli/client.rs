@@ -47,6 +47,25 @@ impl Client {
         read(self.send(request).await?).await
     }
 
+    pub async fn delete(&self, path: &str) -> Result<Value, CliError> {
+        read(self.send(self.request(Method::DELETE, path).timeout(Duration::from_secs(30))).await?).await
+    }
+
+    /// Hands on an answer as it comes.
+    pub async fn copy(&self, path: &str, mut each: impl FnMut(&str)) -> Result<(), CliError> {
+        let mut body = self.send(self.request(Method::GET, path)).await?.bytes_stream();
+        let mut pending = Vec::new();
+        while let Some(chunk) = body.next().await {
+            pending
+                .extend_from_slice(&chunk.map_err(|cause| CliError::failed(format!("the answer broke off: {cause}")))?);
+            if let Some(end) = pending.iter().rposition(|byte| *byte == b'\n') {
+                let lines: Vec<u8> = pending.drain(..=end).collect();
+                each(&String::from_utf8_lossy(&lines));
+            }
+        }
+        Ok(())
+    }
+
     /// Follows a stream of server-sent events from `after`, again when it breaks, until `each` says that it is enough.
     pub async fn follow(
         &self,

@@ -27,6 +27,8 @@ pub(crate) enum JobsCommand {
     Cancel { ids: Vec<String> },
     /// Queue failed or cancelled jobs again.
     Retry { ids: Vec<String> },
+    /// Why a job does not run: worker by worker, the first reason.
+    Explain { id: String },
 }
 
 #[derive(Debug, Args)]
@@ -68,20 +70,20 @@ pub(crate) struct SubmitArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ListArgs {
-    /// delayed, pending, running, completed, failed or cancelled.
+    /// blocked, delayed, pending, running, completed, failed or cancelled.
     #[arg(long)]
     state: Option<String>,
     #[arg(long)]
     service: Option<String>,
     /// Leave out so many: the next page.
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "N")]
     offset: Option<String>,
     #[arg(short = 'n', long, default_value_t = 50)]
     limit: u32,
 }
 
 /// Lines of a bulk file in one request.
-const BATCH: usize = 1_000;
+const BATCH: usize = 2_000;
 
 pub(super) async fn execute(command: JobsCommand, global: &Global) -> Result<ExitCode, CliError> {
     let client = Client::new(global)?;
@@ -97,6 +99,7 @@ pub(super) async fn execute(command: JobsCommand, global: &Global) -> Result<Exi
         }
         JobsCommand::List(args) => list(&client, &args, global).await,
         JobsCommand::Watch { id } => watch(&client, &id, global).await,
+        JobsCommand::Explain { id } => explain(&client, &id, global).await,
         JobsCommand::Cancel { ids } => each(&client, &ids, "cancel", global).await,
         JobsCommand::Retry { ids } => each(&client, &ids, "retry", global).await,
     }
@@ -288,6 +291,20 @@ async fn list(client: &Client, args: &ListArgs, global: &Global) -> Result<ExitC
     Ok(ExitCode::SUCCESS)
 }
 
+async fn explain(client: &Client, id: &str, global: &Global) -> Result<ExitCode, CliError> {
+    let answer = client.get(&format!("/jobs/{}/explain", segment(id))).await?;
+    if global.json {
+        output::json(&answer);
+        return Ok(ExitCode::SUCCESS);
+    }
+    output::line(&format!("{} is {}: {}", text(&answer, "job"), text(&answer, "state"), text(&answer, "reason")));
+    for worker in answer["workers"].as_array().into_iter().flatten() {
+        let why = worker["mismatch"].as_str().unwrap_or("could run it");
+        output::line(&format!("  {}: {why}", text(worker, "worker")));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
 async fn each(client: &Client, ids: &[String], verb: &str, global: &Global) -> Result<ExitCode, CliError> {
     if ids.is_empty() {
         return Err(CliError::usage(format!("name the jobs to {verb}")));
@@ -311,7 +328,7 @@ fn open(path: &Path) -> Result<Box<dyn BufRead>, CliError> {
     Ok(Box::new(BufReader::new(file)))
 }
 
-fn read_all(path: &Path) -> Result<String, CliError> {
+pub(super) fn read_all(path: &Path) -> Result<String, CliError> {
     let mut text = String::new();
     open(path)?.read_to_string(&mut text).map_err(|cause| CliError::usage(format!("{}: {cause}", path.display())))?;
     Ok(text)

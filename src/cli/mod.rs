@@ -8,6 +8,7 @@ mod file_server;
 mod jobs;
 mod machine;
 mod output;
+mod queue;
 mod run;
 mod services;
 mod step;
@@ -56,6 +57,9 @@ enum Command {
     /// Submit jobs, look at them, wait for them.
     #[command(subcommand)]
     Jobs(jobs::JobsCommand),
+    /// The queue as a whole: numbers, limits, dead letters, schedules, repair.
+    #[command(subcommand)]
+    Queue(queue::QueueCommand),
     /// The machine on one screen.
     Status,
     /// List services, or start, stop, restart one.
@@ -110,6 +114,7 @@ fn execute(cli: Cli) -> Result<ExitCode, CliError> {
             Command::Check(args) => check::execute(args, &global).await,
             Command::Config(args) => config::execute(&args, &global),
             Command::Jobs(command) => jobs::execute(command, &global).await,
+            Command::Queue(command) => queue::execute(command, &global).await,
             Command::Status => machine::status(&global).await,
             Command::Services(args) => services::execute(args, &global).await,
             Command::Logs(args) => services::logs(args, &global).await,

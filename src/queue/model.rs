@@ -32,12 +32,12 @@ impl JobId {
 
     /// A new id that sorts by the time of its making.
     pub fn random() -> Self {
-        // The time and 60 random bits in base 32: a waiting job keeps its id twice in memory, so it is kept short.
+        // The time and 58 random bits in base 32: a waiting job keeps its id twice in memory, so it is kept short.
         const DIGITS: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
         let millis = u128::from(Timestamp::now().as_millis());
-        let number = (millis << 60) | u128::from(rand::random::<u64>() >> 4);
+        let number = (millis << 58) | u128::from(rand::random::<u64>() >> 6);
         let digit = |at: u32| char::from(DIGITS[usize::try_from((number >> (5 * at)) & 31).unwrap_or(0)]);
-        Self((0..21).rev().map(digit).collect::<String>().into())
+        Self((0..20).rev().map(digit).collect::<String>().into())
     }
 
     pub fn as_str(&self) -> &str {

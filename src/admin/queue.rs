@@ -1,0 +1,239 @@
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::{Body, Bytes};
+use axum::extract::{Path, Query, State};
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use futures_util::stream;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::error::ApiError;
+use super::server::AdminDeps;
+use crate::base::{Name, Seconds, Timestamp};
+use crate::queue::{Class, JobFilter, JobSchedule, JobState, Limit, QueueStats, Scope};
+
+/// Classes that one answer lists.
+const MAX_CLASSES: usize = 1_000;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Page {
+    #[serde(default)]
+    offset: usize,
+    count: Option<usize>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ScopeQuery {
+    scope: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct VerifyQuery {
+    #[serde(default)]
+    repair: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PurgeQuery {
+    /// A final state, or one that waits: those jobs are cancelled first.
+    state: JobState,
+    service: Option<Name>,
+    /// Only jobs that ended (or were submitted) longer ago.
+    older_than: Option<Seconds>,
+}
+
+pub(super) async fn stats(State(deps): State<AdminDeps>) -> Result<Json<QueueStats>, ApiError> {
+    Ok(Json(deps.broker.stats().await?))
+}
+
+pub(super) async fn classes(State(deps): State<AdminDeps>, Query(page): Query<Page>) -> Result<Json<Value>, ApiError> {
+    let classes = deps.broker.classes(page.offset, page.count.unwrap_or(100).min(MAX_CLASSES)).await?;
+    Ok(Json(json!({ "classes": classes })))
+}
+
+pub(super) async fn workers(State(deps): State<AdminDeps>) -> Result<Json<Value>, ApiError> {
+    Ok(Json(json!({ "workers": deps.broker.workers().await? })))
+}
+
+/// What a worker could run, what waits for it, and why it may not run the rest.
+pub(super) async fn explain_worker(
+    State(deps): State<AdminDeps>,
+    Path((machine, worker)): Path<(String, String)>,
+) -> Result<Json<Value>, ApiError> {
+    let name = format!("{machine}/{worker}");
+    let workers = deps.broker.workers().await?;
+    let unknown =
+        || ApiError::not_found(format!("no worker {name} is registered")).help("GET /queue/workers lists them");
+    let capabilities = workers.get(&name).ok_or_else(unknown)?;
+    let (mut runs, mut refuses) = (Vec::new(), Vec::new());
+    for status in deps.broker.classes(0, MAX_CLASSES).await? {
+        let class = Class {
+            service: status.service.clone(),
+            requirement: status.requirement.clone(),
+            customer: status.customer.clone(),
+            affinity: None,
+            avoid: std::collections::BTreeSet::new(),
+        };
+        match class.admits(&name, capabilities) {
+            Ok(()) => runs.push(status),
+            Err(why) => refuses.push(json!({ "class": status, "why": why.to_string() })),
+        }
+    }
+    let pending: u64 = runs.iter().map(|class| class.pending).sum();
+    let answer = json!({
+        "worker": name, "capabilities": capabilities, "pending": pending, "runs": runs, "refuses": refuses,
+    });
+    Ok(Json(answer))
+}
+
+pub(super) async fn limits(State(deps): State<AdminDeps>) -> Result<Json<Value>, ApiError> {
+    let limits = deps.broker.limits().await?;
+    let shown: Vec<Value> = limits
+        .into_iter()
+        .map(|(scope, limit, running)| json!({ "scope": scope.to_string(), "limit": limit, "running": running }))
+        .collect();
+    Ok(Json(json!({ "limits": shown })))
+}
+
+pub(super) async fn set_limit(
+    State(deps): State<AdminDeps>,
+    Query(query): Query<ScopeQuery>,
+    body: Bytes,
+) -> Result<Json<Value>, ApiError> {
+    let limit: Limit = serde_json::from_slice(&body).map_err(|cause| {
+        ApiError::bad_request(format!("not a limit: {cause}"))
+            .help("send {\"max_running\": 4, \"per_second\": 2.5, \"burst\": 5, \"paused\": false}, or {} to lift it")
+    })?;
+    change(&deps, &query.scope, |_| limit).await
+}
+
+pub(super) async fn pause(
+    State(deps): State<AdminDeps>,
+    Query(query): Query<ScopeQuery>,
+) -> Result<Json<Value>, ApiError> {
+    change(&deps, &query.scope, |limit| Limit { paused: true, ..limit }).await
+}
+
+pub(super) async fn resume(
+    State(deps): State<AdminDeps>,
+    Query(query): Query<ScopeQuery>,
+) -> Result<Json<Value>, ApiError> {
+    change(&deps, &query.scope, |limit| Limit { paused: false, ..limit }).await
+}
+
+async fn change(deps: &AdminDeps, scope: &str, change: impl FnOnce(Limit) -> Limit) -> Result<Json<Value>, ApiError> {
+    let scope: Scope = scope.parse().map_err(ApiError::bad_request)?;
+    let limits = deps.broker.limits().await?;
+    let current = limits.into_iter().find(|(known, ..)| *known == scope);
+    let (limit, running) = current.map_or_else(Default::default, |(_, limit, running)| (limit, running));
+    let limit = change(limit);
+    deps.broker.set_limit(&scope, limit).await?;
+    Ok(Json(json!({ "scope": scope.to_string(), "limit": limit, "running": running })))
+}
+
+pub(super) async fn schedules(State(deps): State<AdminDeps>) -> Result<Json<Value>, ApiError> {
+    Ok(Json(json!({ "schedules": deps.broker.schedules().await? })))
+}
+
+pub(super) async fn put_schedule(State(deps): State<AdminDeps>, body: Bytes) -> Result<Json<Value>, ApiError> {
+    let schedule: JobSchedule = serde_json::from_slice(&body).map_err(|cause| {
+        ApiError::bad_request(format!("not a schedule: {cause}"))
+            .help("send {\"name\": \"nightly\", \"cron\": \"30 4 * * *\", \"job\": {\"service\": ...}}")
+    })?;
+    let name = schedule.name.clone();
+    let next = deps.broker.put_schedule(schedule).await?;
+    Ok(Json(json!({ "name": name, "next": next })))
+}
+
+pub(super) async fn drop_schedule(
+    State(deps): State<AdminDeps>,
+    Path(name): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    let unknown = || ApiError::not_found(format!("there is no schedule {name}"));
+    let parsed = Name::new(&name).map_err(|_| unknown())?;
+    if deps.broker.drop_schedule(&parsed).await? { Ok(Json(json!({ "name": name }))) } else { Err(unknown()) }
+}
+
+pub(super) async fn verify(
+    State(deps): State<AdminDeps>,
+    Query(query): Query<VerifyQuery>,
+) -> Result<Json<Value>, ApiError> {
+    Ok(Json(json!({ "problems": deps.broker.verify(query.repair).await?, "repaired": query.repair })))
+}
+
+pub(super) async fn purge(
+    State(deps): State<AdminDeps>,
+    Query(query): Query<PurgeQuery>,
+) -> Result<Json<Value>, ApiError> {
+    let before =
+        query.older_than.map(|age| Timestamp::now().since(Timestamp::from_millis(0)).saturating_sub(age.get()));
+    let before = before.map(|since| Timestamp::from_millis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX)));
+    let mut dropped = 0u64;
+    let mut kept = 0;
+    loop {
+        let filter = JobFilter {
+            state: Some(query.state),
+            service: query.service.clone(),
+            offset: Some(kept),
+            limit: Some(500),
+        };
+        let jobs = deps.broker.list(&filter).await?;
+        if jobs.is_empty() {
+            return Ok(Json(json!({ "dropped": dropped })));
+        }
+        for job in jobs {
+            let at = job.finished.unwrap_or(job.submitted);
+            // A running job is told to stop, and can be purged when it has.
+            let gone = before.is_none_or(|before| at < before)
+                && deps.broker.cancel(&job.id).await.map_or(true, JobState::is_final)
+                && deps.broker.drop_job(&job.id).await.is_ok();
+            dropped += u64::from(gone);
+            kept += u32::from(!gone);
+        }
+    }
+}
+
+/// Every job on a line of its own.
+pub(super) async fn export(State(deps): State<AdminDeps>) -> Result<Response, ApiError> {
+    let (first, next) = deps.broker.scan(None).await?;
+    let lines = |jobs: Vec<crate::queue::Job>| {
+        let texts = jobs.iter().filter_map(|job| serde_json::to_string(job).ok());
+        Bytes::from(texts.fold(String::new(), |all, line| format!("{all}{line}\n")))
+    };
+    let pages = stream::unfold((Some((first, next)), deps), move |(page, deps)| async move {
+        let (jobs, next) = page?;
+        let following = match next {
+            Some(cursor) => deps.broker.scan(Some(cursor)).await.ok(),
+            None => None,
+        };
+        Some((Ok::<_, Infallible>(lines(jobs)), (following, deps)))
+    });
+    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(pages)).into_response())
+}
+
+/// Pauses a scope and answers when none of its jobs runs any more.
+pub(super) async fn drain(
+    State(deps): State<AdminDeps>,
+    Query(query): Query<ScopeQuery>,
+) -> Result<Json<Value>, ApiError> {
+    let answer = change(&deps, &query.scope, |limit| Limit { paused: true, ..limit }).await?;
+    let scope: Scope = query.scope.parse().map_err(ApiError::bad_request)?;
+    loop {
+        let limits = deps.broker.limits().await?;
+        let running = limits.iter().find(|(known, ..)| *known == scope).map_or(0, |(_, _, running)| *running);
+        if running == 0 {
+            return Ok(answer);
+        }
+        tokio::select! {
+            () = deps.shutdown.cancelled() => return Err(ApiError::unavailable("the machine stops; the scope stays paused")),
+            () = tokio::time::sleep(Duration::from_millis(200)) => {}
+        }
+    }
+}
