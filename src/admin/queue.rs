@@ -111,7 +111,13 @@ pub(super) async fn set_limit(
         ApiError::bad_request(format!("not a limit: {cause}"))
             .help("send {\"max_running\": 4, \"per_second\": 2.5, \"burst\": 5, \"paused\": false}, or {} to lift it")
     })?;
-    change(&deps, &query.scope, |_| limit).await
+    // Pausing is a thing of its own: numbers leave it as it is.
+    let says_paused = serde_json::from_slice::<Value>(&body).is_ok_and(|body| body.get("paused").is_some());
+    change(&deps, &query.scope, |current| Limit {
+        paused: if says_paused { limit.paused } else { current.paused },
+        ..limit
+    })
+    .await
 }
 
 pub(super) async fn pause(

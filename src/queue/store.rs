@@ -32,6 +32,8 @@ pub(super) enum Message {
         channel: String,
         text: String,
     },
+    /// Nothing can be called or heard until `Reconnected`.
+    Disconnected,
     /// The connection is new: what was published meanwhile is lost.
     Reconnected,
 }

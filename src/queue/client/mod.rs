@@ -496,6 +496,8 @@ async fn listen(
                     notify.notify_waiters();
                 }
             }
+            // A round of the keeper finds out, and tells the machine.
+            Message::Disconnected => shared.keep.notify_one(),
             Message::Reconnected => {
                 for known in lock(&shared.workers).values() {
                     known.wake.notify_one();

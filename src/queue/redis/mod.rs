@@ -135,6 +135,7 @@ impl Shared {
             current
         });
         if changed {
+            let _ = self.messages.send(Message::Disconnected);
             self.broken.notify_one();
         }
     }

@@ -20,7 +20,7 @@
 --   pc:<profile> classes; profiles profile -> capabilities; pd complete profiles; pn live workers; pz unused, since when
 --   W incarnation -> end of lease; I incarnation -> "worker profile channel"; N worker -> incarnation; workers -> JSON
 --   i:<incarnation> its jobs; R id -> "fence claimed incarnation worker class flags"; r id -> deadline; fz last fence
---   d zset of delayed jobs by due time ("@id": leaves the class that avoids a worker); b blocked; f:c f:f f:x finished
+--   d zset of delayed jobs by due time; av when jobs leave the class that avoids a worker; b blocked; f:c f:f f:x finished
 --   z:<profile> idle incarnations; zp profiles with idle ones; np number of pending jobs; ep epoch of profiles
 --   lim scope -> "max rate burst paused"; run scope -> running; tb token buckets; pk:<scope> parked classes; pb; ut
 --   vt, ft:<base> virtual time of fair queueing; wf, wfz place of a workflow; ik, ki idempotency; uq, uk unique keys
@@ -362,24 +362,24 @@ local function promote(now)
   local due = call('ZRANGEBYSCORE', P .. 'd', '-inf', num(now), 'LIMIT', 0, BATCH)
   for _, id in ipairs(due) do
     call('ZREM', P .. 'd', id)
-    if sub(id, 1, 1) == '@' then
-      id = sub(id, 2)
-      local score, base, _, _, _ = header(id)
-      local current = call('HGET', P .. 'm:' .. id, 'c')
-      if score and current and call('ZSCORE', P .. 'c:' .. current, id) then
-        call('ZREM', P .. 'c:' .. current, id)
-        class_fix(current)
-        live(current, -1, now)
-        live(base, 1, now)
-        call('HDEL', P .. 'm:' .. id, 'c')
-        put(id, base, score)
-      end
-    else
-      local score, base = header(id)
-      if score then
-        call('INCR', P .. 'np')
-        put(id, class_of(id, base), score)
-      end
+    local score, base = header(id)
+    if score then
+      call('INCR', P .. 'np')
+      put(id, class_of(id, base), score)
+    end
+  end
+  -- Others had their time with these: whoever failed them may have them again.
+  for _, id in ipairs(call('ZRANGEBYSCORE', P .. 'av', '-inf', num(now), 'LIMIT', 0, BATCH)) do
+    call('ZREM', P .. 'av', id)
+    local score, base = header(id)
+    local current = call('HGET', P .. 'm:' .. id, 'c')
+    if score and current and call('ZSCORE', P .. 'c:' .. current, id) then
+      call('ZREM', P .. 'c:' .. current, id)
+      class_fix(current)
+      live(current, -1, now)
+      live(base, 1, now)
+      call('HDEL', P .. 'm:' .. id, 'c')
+      put(id, base, score)
     end
   end
   for _, scope in ipairs(call('ZRANGEBYSCORE', P .. 'ut', '-inf', num(now), 'LIMIT', 0, 10)) do unpark(scope, now) end
@@ -387,9 +387,12 @@ end
 
 local function next_due()
   local d = call('ZRANGE', P .. 'd', 0, 0, 'WITHSCORES')[2]
-  local u = call('ZRANGE', P .. 'ut', 0, 0, 'WITHSCORES')[2]
-  if d and u then return tonumber(d) < tonumber(u) and d or u end
-  return d or u or ''
+  local first = d
+  for _, key in ipairs({ 'ut', 'av' }) do
+    local t = call('ZRANGE', P .. key, 0, 0, 'WITHSCORES')[2]
+    if t and (not first or tonumber(t) < tonumber(first)) then first = t end
+  end
+  return first or ''
 end
 
 -- Functions --------------------------------------------------------------------------------------------------------
@@ -918,7 +921,7 @@ function F.move(a)
     call('ZREM', P .. 'o', id)
     was_live = false
   end
-  call('ZREM', P .. 'd', '@' .. id)
+  call('ZREM', P .. 'av', id)
   call('HDEL', mk, 'st')
   for i = 8, #a, 2 do
     if a[i + 1] == '' then
@@ -963,8 +966,8 @@ end
 
 -- Later, when nobody else has taken it, the job may go back to who failed it.
 function F.avoid_until(a)
-  call('ZADD', P .. 'd', a[2], '@' .. a[1])
-  return 1
+  call('PUBLISH', P .. 'due', a[2])
+  return call('ZADD', P .. 'av', a[2], a[1])
 end
 
 -- id fence kind data, then pairs for m: what a running job reports
@@ -1227,11 +1230,7 @@ end
 function reads.list(a)
   local st, offset, count = a[1], tonumber(a[2]), tonumber(a[3])
   if st == 'r' or st == 'd' or st == 'b' then
-    local out = {}
-    for _, id in ipairs(call('ZRANGE', P .. st, offset, offset + count - 1)) do
-      if sub(id, 1, 1) ~= '@' then out[#out + 1] = id end
-    end
-    return out
+    return call('ZRANGE', P .. st, offset, offset + count - 1)
   elseif st ~= 'p' then
     return call('ZREVRANGE', P .. 'f:' .. st, offset, offset + count - 1)
   end
