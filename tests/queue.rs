@@ -791,6 +791,98 @@ async fn verify_finds_nothing_wrong_after_everything(backend: Backend) {
     drop(queue.dir);
 }
 
+#[tokio::test]
+async fn a_failover_ends_with_claims_on_the_new_master() {
+    let mut sentinels = support::redis::Sentinels::start();
+    let broker = connect_redis(sentinels.url().parse().unwrap(), "test", config());
+    let server = None;
+    let queue = Queue { broker, server, dir: tempfile::tempdir().unwrap() };
+    let worker = queue.worker("w").await;
+    for n in 0..3 {
+        queue.submit(json!({ "id": format!("j{n}") })).await;
+    }
+    let held = queue.claim(&worker).await.unwrap();
+    // What the replica has not been sent yet would be lost with its master: that is Redis' own promise.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    sentinels.master.kill();
+    let end = Instant::now() + Duration::from_secs(30);
+    let request = ClaimRequest { registration: worker.clone(), limit: 1, loaded: BTreeSet::new() };
+    let next = loop {
+        match queue.broker.claim(&request).await {
+            Ok(mut claims) => break claims.pop().unwrap(),
+            // Its lease ended meanwhile.
+            Err(BrokerError::NotRegistered(_)) => {
+                queue.broker.register(&worker, &capabilities("w", json!({}))).await.unwrap();
+            }
+            Err(cause) => assert!(Instant::now() < end, "{cause}"),
+        }
+    };
+    assert_eq!(next.job.id.as_str(), "j1");
+    queue.broker.complete(&held.token, json!(1)).await.unwrap();
+    queue.broker.complete(&next.token, json!(1)).await.unwrap();
+    assert_eq!(queue.broker.stats().await.unwrap().completed, 2);
+    assert_eq!(queue.broker.verify(false).await.unwrap(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_redis_that_would_lose_jobs_is_refused() {
+    let server = RedisServer::start(&["--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru"]);
+    let broker = connect_redis(server.url().parse().unwrap(), "test", config());
+    let why = broker.stats().await.unwrap_err().to_string();
+    assert!(why.contains("noeviction"), "{why}");
+    let replica = RedisServer::start(&["--replicaof", "127.0.0.1", &server.port.to_string()]);
+    let broker = connect_redis(replica.url().parse().unwrap(), "test", config());
+    let why = broker.stats().await.unwrap_err().to_string();
+    assert!(why.contains("replica"), "{why}");
+    // Mended, it is taken without a restart of anything.
+    server.command(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
+    let broker = connect_redis(server.url().parse().unwrap(), "test", config());
+    assert_eq!(broker.stats().await.unwrap().pending, 0);
+}
+
+#[tokio::test]
+async fn when_memory_is_full_jobs_still_end() {
+    let server = RedisServer::start(&["--maxmemory", "20mb"]);
+    let broker = connect_redis(server.url().parse().unwrap(), "test", config());
+    let queue = Queue { broker, server: Some(server), dir: tempfile::tempdir().unwrap() };
+    let worker = queue.worker("w").await;
+    queue.submit(json!({})).await;
+    let token = queue.claim(&worker).await.unwrap().token;
+    let mut refused = None;
+    for n in 0..200 {
+        let big = job(json!({ "payload": "x".repeat(500_000), "id": format!("big{n}") }));
+        if let Err(cause) = queue.broker.submit(vec![big]).await {
+            refused = Some(cause.to_string());
+            break;
+        }
+    }
+    assert!(refused.unwrap().contains("OOM"));
+    queue.broker.complete(&token, json!(1)).await.unwrap();
+    assert_eq!(queue.broker.stats().await.unwrap().completed, 1);
+    queue.server.as_ref().unwrap().command(&["CONFIG", "SET", "maxmemory", "0"]);
+    assert_eq!(queue.broker.verify(false).await.unwrap(), Vec::<String>::new());
+}
+
+/// A user that may touch this queue only, as docs/queue.md has it; and functions that vanish with a flush.
+#[tokio::test]
+async fn a_user_with_rights_on_one_queue_is_enough() {
+    let server = RedisServer::start(&[]);
+    let rights = "+@read +@write +fcall +function +info +scan +subscribe +unsubscribe +publish +hello +client +ping +select +time";
+    let mut words = vec!["ACL", "SETUSER", "me", "on", ">secret", "~{test}:*", "~{test}", "&{test}:*"];
+    words.extend(rights.split(' '));
+    assert_eq!(server.command(&words), "OK\n");
+    let url = server.url().replace("redis://", "redis://me:secret@");
+    let broker = connect_redis(url.parse().unwrap(), "test", config());
+    let queue = Queue { broker, server: Some(server), dir: tempfile::tempdir().unwrap() };
+    let worker = queue.worker("w").await;
+    queue.submit(json!({})).await;
+    assert!(queue.claim(&worker).await.is_some());
+    queue.server.as_ref().unwrap().command(&["FLUSHALL"]);
+    queue.server.as_ref().unwrap().command(&["FUNCTION", "FLUSH"]);
+    queue.submit(json!({})).await;
+    assert_eq!(queue.broker.stats().await.unwrap().pending, 1);
+}
+
 /// Run as a child by the test below: works the queue until it is killed, writing down what it was promised.
 #[tokio::test]
 async fn child_that_is_killed() {

@@ -6,8 +6,12 @@ use std::time::Duration;
 
 use super::{free_port, wait_until};
 
+/// `QUEUE_TOPOLOGY=cluster` gives three nodes instead of one.
 pub struct RedisServer {
     child: Child,
+    /// The other nodes of a cluster.
+    others: Vec<(Child, tempfile::TempDir)>,
+    url: String,
     pub port: u16,
     dir: tempfile::TempDir,
     arguments: Vec<String>,
@@ -19,9 +23,47 @@ impl RedisServer {
         let dir = tempfile::tempdir().unwrap();
         let port = free_port();
         let arguments: Vec<String> = arguments.iter().map(|text| (*text).to_owned()).collect();
+        if std::env::var("QUEUE_TOPOLOGY").as_deref() == Ok("cluster") {
+            return Self::start_cluster();
+        }
         let child = spawn(port, dir.path(), &arguments);
-        let server = Self { child, port, dir, arguments };
+        let url = format!("redis://127.0.0.1:{port}");
+        let server = Self { child, others: Vec::new(), url, port, dir, arguments };
         server.wait_ready();
+        server
+    }
+
+    /// Three masters.
+    fn start_cluster() -> Self {
+        let arguments = vec!["--cluster-enabled".to_owned(), "yes".to_owned()];
+        // A node's bus has its port and 10,000 more.
+        let nodes: Vec<(u16, tempfile::TempDir, Child)> = (0..3)
+            .map(|_| {
+                let (port, dir) = (free_port(), tempfile::tempdir().unwrap());
+                let child = spawn(port, dir.path(), &arguments);
+                (port, dir, child)
+            })
+            .collect();
+        let addresses: Vec<String> = nodes.iter().map(|(port, ..)| format!("127.0.0.1:{port}")).collect();
+        let url = format!("redis+cluster://{}", addresses.join(","));
+        let mut nodes = nodes.into_iter();
+        let (port, dir, child) = nodes.next().unwrap();
+        let others = nodes.map(|(_, dir, child)| (child, dir)).collect();
+        let server = Self { child, others, url, port, dir, arguments };
+        server.wait_ready();
+        wait_until("a cluster", Duration::from_secs(30), || {
+            let mut create = Command::new("redis-cli");
+            create.args(["--cluster", "create"]).args(&addresses).arg("--cluster-yes");
+            create.output().unwrap().status.success().then_some(())
+        });
+        wait_until("the cluster to agree", Duration::from_secs(30), || {
+            let ok = |port: &str| {
+                let output = Command::new("redis-cli").args(["-p", port, "CLUSTER", "INFO"]).output().unwrap();
+                let text = String::from_utf8_lossy(&output.stdout).into_owned();
+                text.contains("cluster_state:ok") && text.contains("cluster_known_nodes:3")
+            };
+            addresses.iter().all(|address| ok(address.rsplit(':').next().unwrap())).then_some(())
+        });
         server
     }
 
@@ -32,7 +74,7 @@ impl RedisServer {
     }
 
     pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
+        self.url.clone()
     }
 
     pub fn pid(&self) -> u32 {
@@ -40,7 +82,7 @@ impl RedisServer {
     }
 
     fn try_command(&self, words: &[&str]) -> Option<String> {
-        let output = Command::new("redis-cli").args(["-p", &self.port.to_string()]).args(words).output().unwrap();
+        let output = Command::new("redis-cli").args(["-c", "-p", &self.port.to_string()]).args(words).output().unwrap();
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
@@ -74,5 +116,55 @@ impl Drop for RedisServer {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        for (other, _) in &mut self.others {
+            let _ = other.kill();
+            let _ = other.wait();
+        }
+    }
+}
+
+/// A master, its replica, and a sentinel that watches them.
+pub struct Sentinels {
+    pub master: RedisServer,
+    _replica: RedisServer,
+    sentinel: Child,
+    port: u16,
+    _dir: tempfile::TempDir,
+}
+
+impl Sentinels {
+    pub fn start() -> Self {
+        let master = RedisServer::start(&[]);
+        let replica = RedisServer::start(&["--replicaof", "127.0.0.1", &master.port.to_string()]);
+        let (dir, port) = (tempfile::tempdir().unwrap(), free_port());
+        let file = dir.path().join("sentinel.conf");
+        let text = format!(
+            "port {port}\nsentinel monitor main 127.0.0.1 {} 1\nsentinel down-after-milliseconds main 500\n\
+             sentinel failover-timeout main 2000\n",
+            master.port
+        );
+        std::fs::write(&file, text).unwrap();
+        let sentinel = Command::new("redis-server").arg(&file).arg("--sentinel").stdout(Stdio::null()).spawn().unwrap();
+        let sentinels = Self { master, _replica: replica, sentinel, port, _dir: dir };
+        wait_until("the sentinel to know the replica", Duration::from_secs(30), || {
+            let output = Command::new("redis-cli")
+                .args(["-p", &port.to_string(), "SENTINEL", "replicas", "main"])
+                .output()
+                .unwrap();
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            (text.contains("master-link-status\nok") && !text.contains("s_down")).then_some(())
+        });
+        sentinels
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis+sentinel://127.0.0.1:{}/main", self.port)
+    }
+}
+
+impl Drop for Sentinels {
+    fn drop(&mut self) {
+        let _ = self.sentinel.kill();
+        let _ = self.sentinel.wait();
     }
 }

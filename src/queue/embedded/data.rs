@@ -15,6 +15,8 @@ pub(super) struct Data {
     dirty: HashSet<(Text, Cell)>,
     /// Messages of the running call; sent when it has been committed.
     pub published: Vec<(Text, Text)>,
+    /// What time it is, in ms, where that is simulated.
+    pub clock: Option<u64>,
 }
 
 enum Value {

@@ -135,7 +135,7 @@ fn run(lua: &Lua, data: &mut Data, name: &str, words: Arguments) -> mlua::Result
     };
     match name {
         "TIME" => {
-            let now = Timestamp::now().as_millis();
+            let now = data.clock.unwrap_or_else(|| Timestamp::now().as_millis());
             let parts = [(now / 1000).to_string(), (now % 1000 * 1000).to_string()];
             list(parts.into_iter().map(|part| text(&part.into())).collect::<mlua::Result<_>>()?)
         }

@@ -6,6 +6,8 @@
 
 mod data;
 mod lua;
+#[cfg(test)]
+mod simulation;
 
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
