@@ -19,6 +19,10 @@ install git git
 install python3 python3
 python3 -c 'import ensurepip, venv' 2>/dev/null || install no-such-program-but-python3-venv python3-venv
 
+/usr/bin/python3 -c 'import redis' 2>/dev/null || install no-such-program-but-python3-redis python3-redis
+install node nodejs
+NODE_PATH=/usr/share/nodejs node -e 'require("redis")' 2>/dev/null || install no-such-program-but-node-redis node-redis
+
 if cargo nextest --version >/dev/null 2>&1; then
     cargo nextest run --no-fail-fast "$@"
 else

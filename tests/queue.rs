@@ -863,6 +863,33 @@ async fn when_memory_is_full_jobs_still_end() {
     assert_eq!(queue.broker.verify(false).await.unwrap(), Vec::<String>::new());
 }
 
+/// The examples of docs/queue.md, with the clients that the distribution has.
+#[tokio::test]
+async fn plain_clients_submit_as_the_examples_do() {
+    let queue = Backend::Redis.open();
+    let worker = who("w", "1");
+    queue.broker.register(&worker, &capabilities("w", json!({ "services": ["simulation"] }))).await.unwrap();
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+    let url = queue.server.as_ref().unwrap().url();
+    for (program, file) in [("/usr/bin/python3", "producer.py"), ("node", "producer.cjs")] {
+        let output = Command::new(program)
+            .arg(examples.join(file))
+            .args([&url, "test"])
+            // Where Debian puts the packages of Node, which a Node from elsewhere does not know.
+            .env("NODE_PATH", "/usr/share/nodejs")
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let id = String::from_utf8(output.stdout).unwrap().trim().to_owned();
+        // The example took its time: the lease may be over.
+        queue.broker.register(&worker, &capabilities("w", json!({ "services": ["simulation"] }))).await.unwrap();
+        queue.broker.reap_wanted(Duration::from_secs(5)).await;
+        queue.broker.reap().await.unwrap();
+        let claim = queue.wait_claim(&worker).await;
+        assert_eq!((claim.job.id.as_str(), claim.job.submission.priority.get()), (id.as_str(), 5));
+    }
+}
+
 /// A user that may touch this queue only, as docs/queue.md has it; and functions that vanish with a flush.
 #[tokio::test]
 async fn a_user_with_rights_on_one_queue_is_enough() {

@@ -1,4 +1,4 @@
-//! machinist for the queue harness (benches/queues/README.md): `produce one|bulk|paced N ARG`, `work CONCURRENCY`. The queue
+//! machinist for the queue harness (benches/queues/README.md): `produce one|bulk|paced N ARG`, `work CONCURRENCY`, and by itself `scale N`. The queue
 //! and the worker are those of the engine, with every guarantee on; the connector only notes that it was called.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,7 +9,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use machinist::base::Name;
-use machinist::queue::{Broker, Failure, Job, QueueConfig, Registration, Submission, connect_redis, open_embedded};
+use machinist::queue::{
+    Broker, ClaimRequest, Failure, Job, JobFilter, QueueConfig, Registration, Submission, connect_redis, open_embedded,
+};
 use machinist::spec::{Capabilities, Hardware};
 use machinist::telemetry::EventLog;
 use machinist::worker::{Connector, JobContext, Worker, WorkerConfig};
@@ -146,6 +148,96 @@ async fn work(slots: u32) {
     }
 }
 
+/// Claims one by one, each completed: the time of each in microseconds, sorted.
+async fn claim_times(broker: &Arc<dyn Broker>, who: &Registration, count: usize) -> Vec<u128> {
+    let request = ClaimRequest { registration: who.clone(), limit: 1, loaded: BTreeSet::new() };
+    let mut times = Vec::with_capacity(count);
+    for _ in 0..count {
+        let begun = Instant::now();
+        let claims = broker.claim(&request).await.unwrap();
+        times.push(begun.elapsed().as_micros());
+        for claim in claims {
+            broker.complete(&claim.token, Value::Null).await.unwrap();
+        }
+    }
+    times.sort_unstable();
+    times
+}
+
+/// The time of a claim with COUNT jobs of 1,000 classes waiting and 64 profiles, beside that with 100 jobs; with a tenth of
+/// COUNT delayed jobs coming due at once; and of `explain` and `stats`.
+async fn scale(count: usize) {
+    let broker = broker();
+    let name = |text: &str| Name::new(text).unwrap();
+    let model = |n: usize| format!("m{n}");
+    let capabilities = |n: usize| Capabilities {
+        services: BTreeSet::from([name("bench")]),
+        machine_type: name("bench"),
+        machine: name("m"),
+        worker: name("w"),
+        pool: name("standard"),
+        hardware: Hardware::default(),
+        // Each profile has about half of the models.
+        models: (0..1_000)
+            .filter(|m| ((m * 2_654_435_761usize) >> (n % 16)) & 1 == 1 || m % 64 == n)
+            .map(model)
+            .collect(),
+        labels: BTreeMap::new(),
+        deny_customers: BTreeSet::new(),
+        allow_customers: BTreeSet::new(),
+    };
+    let who = |n: usize| Registration { worker: format!("m{n}/w"), incarnation: format!("{n}-{}", now_ns()) };
+    let workers: Vec<Registration> = (0..64).map(who).collect();
+    let begun = Instant::now();
+    for (n, worker) in workers.iter().enumerate() {
+        broker.register(worker, &capabilities(n)).await.unwrap();
+    }
+    let job = |n: usize, delay: Duration| {
+        let mut job = job(n);
+        job.requirement.models = BTreeSet::from([model(n % 1_000)]);
+        job.not_before = (!delay.is_zero()).then(|| machinist::base::Timestamp::now().plus(delay));
+        job
+    };
+    let submit = async |from: usize, to: usize, delay: Duration| {
+        for first in (from..to).step_by(BULK) {
+            broker.submit((first..to.min(first + BULK)).map(|n| job(n, delay)).collect()).await.unwrap();
+        }
+    };
+    submit(0, 2_000, Duration::ZERO).await;
+    println!("64 profiles, 1,000 classes: {:?}", begun.elapsed());
+    let quantile = |times: &[u128], q: usize| times[times.len() * q / 100];
+    let report = |what: &str, times: &[u128]| {
+        println!(
+            "{what}: p50 {} us, p99 {} us, max {} us",
+            quantile(times, 50),
+            quantile(times, 99),
+            times[times.len() - 1]
+        );
+    };
+    claim_times(&broker, &workers[0], 200).await;
+    report("claim, 2,000 jobs", &claim_times(&broker, &workers[1], 500).await);
+    let begun = Instant::now();
+    submit(2_000, count, Duration::ZERO).await;
+    println!("{count} jobs in {:?}", begun.elapsed());
+    report(&format!("claim, {count} jobs"), &claim_times(&broker, &workers[2], 2_000).await);
+    submit(count, count + count / 10, Duration::from_secs(20)).await;
+    let begun = Instant::now();
+    broker.explain(&broker.list(&JobFilter::default()).await.unwrap()[0].id).await.unwrap();
+    println!("list and explain: {:?}", begun.elapsed());
+    let begun = Instant::now();
+    let stats = broker.stats().await.unwrap();
+    println!("stats: {:?}, {} delayed", begun.elapsed(), stats.delayed);
+    while broker.stats().await.unwrap().delayed == stats.delayed {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let begun = Instant::now();
+    report("claim while delayed jobs come due", &claim_times(&broker, &workers[3], 2_000).await);
+    while broker.stats().await.unwrap().delayed > 0 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    println!("{} delayed jobs promoted in {:?}", stats.delayed, begun.elapsed());
+}
+
 fn main() {
     let arguments: Vec<String> = std::env::args().filter(|argument| argument != "--bench").collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
@@ -155,6 +247,7 @@ fn main() {
         [_, "produce", mode, count] => runtime.block_on(produce(mode, number(count), 0)),
         [_, "produce", mode, count, argument] => runtime.block_on(produce(mode, number(count), number(argument))),
         [_, "work", slots] => runtime.block_on(work(u32::try_from(number(slots)).unwrap())),
-        _ => eprintln!("produce one|bulk|paced N [ARG] or work CONCURRENCY; see benches/queues/README.md"),
+        [_, "scale", count] => runtime.block_on(scale(number(count))),
+        _ => eprintln!("produce one|bulk|paced N [ARG] work CONCURRENCY, or scale N; see benches/queues/README.md"),
     }
 }

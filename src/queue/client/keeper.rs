@@ -147,11 +147,17 @@ impl Client {
                 return Ok(());
             }
             match self.submitted(answer, &classes, 0).await {
-                Ok(_) => {}
-                Err(BrokerError::Refused { index: 0, why }) => self.refuse_entry(first, &why).await?,
+                Ok(Some(_)) => {}
+                // A class was new: the same again.
+                Ok(None) => continue,
+                Err(BrokerError::Refused { index: 0, why }) => {
+                    self.refuse_entry(first, &why).await?;
+                    continue;
+                }
                 // Those before it go first, by themselves.
                 Err(BrokerError::Refused { index, .. }) => {
                     self.ingest_first(&entries, &jobs, index).await?;
+                    continue;
                 }
                 Err(cause) => return Err(cause),
             }
