@@ -16,6 +16,7 @@ install cc gcc
 install promtool prometheus
 install redis-server redis-server
 install git git
+install openssl openssl
 install python3 python3
 python3 -c 'import ensurepip, venv' 2>/dev/null || install no-such-program-but-python3-venv python3-venv
 

@@ -890,6 +890,61 @@ async fn plain_clients_submit_as_the_examples_do() {
     }
 }
 
+/// Run as a child by the test below, which tells it whom to trust.
+#[tokio::test]
+async fn child_over_tls() {
+    let Ok(url) = std::env::var("QUEUE_TLS_URL") else { return };
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let broker = connect_redis(url.parse().unwrap(), "test", config());
+    broker.submit(vec![job(json!({ "id": "sealed" }))]).await.unwrap();
+}
+
+#[tokio::test]
+async fn tls_is_spoken_and_its_certificate_checked() {
+    let dir = tempfile::tempdir().unwrap();
+    let (cert, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
+    let made = Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"])
+        .args(["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"])
+        .args(["-addext", "basicConstraints=critical,CA:FALSE", "-out"])
+        .arg(&cert)
+        .arg("-keyout")
+        .arg(&key)
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let port = support::free_port().to_string();
+    let (cert, key) = (cert.to_str().unwrap().to_owned(), key.to_str().unwrap().to_owned());
+    let server = RedisServer::start(&[
+        "--tls-port",
+        &port,
+        "--tls-cert-file",
+        &cert,
+        "--tls-key-file",
+        &key,
+        "--tls-ca-cert-file",
+        &cert,
+        "--tls-auth-clients",
+        "no",
+    ]);
+    let child = |trusted: &str| {
+        Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "child_over_tls", "--nocapture"])
+            .env("QUEUE_TLS_URL", format!("rediss://127.0.0.1:{port}"))
+            .env("SSL_CERT_FILE", trusted)
+            .output()
+            .unwrap()
+    };
+    let output = child(&cert);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let queue = connect_redis(server.url().parse().unwrap(), "test", config());
+    assert_eq!(queue.get(&JobId::new("sealed").unwrap()).await.unwrap().state, JobState::Pending);
+    // A certificate that nobody vouches for is refused.
+    let refused = child("/dev/null");
+    assert!(!refused.status.success());
+    assert!(String::from_utf8_lossy(&refused.stderr).to_lowercase().contains("certificate"), "{refused:?}");
+}
+
 /// A user that may touch this queue only, as docs/queue.md has it; and functions that vanish with a flush.
 #[tokio::test]
 async fn a_user_with_rights_on_one_queue_is_enough() {

@@ -224,7 +224,8 @@ impl Shared {
                             () = self.config.broker.wait(&self.config.registration, patience) => {}
                             () = self.wake.notified() => {}
                             () = self.recheck.notified() => checked = None,
-                            _ = ready.changed() => {}
+                            // A gate that nobody holds any more stays as it is.
+                            Ok(()) = ready.changed() => {}
                         }
                     }
                 }
@@ -244,7 +245,7 @@ impl Shared {
     async fn pause(&self, at_most: Duration, ready: &mut watch::Receiver<Readiness>) {
         tokio::select! {
             () = self.wake.notified() => {}
-            _ = ready.changed() => {}
+            Ok(()) = ready.changed() => {}
             () = tokio::time::sleep(at_most.min(CHECK_HOLDING)) => {}
         }
     }
