@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::Seconds;
 
 /// Waiting times that double up to a limit, each shortened by a random share so that many waiters do not act together.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Backoff {
     /// The wait after the first failure that waits at all.

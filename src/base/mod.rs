@@ -5,6 +5,7 @@ mod clock;
 mod name;
 mod problem;
 mod schedule;
+mod schema;
 mod suggest;
 mod units;
 

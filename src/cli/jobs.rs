@@ -12,6 +12,7 @@ use super::client::{Client, segment};
 use super::output::{self, ago, text};
 use super::{CliError, Global};
 use crate::base::{Timestamp, parse_duration};
+use crate::queue::Submission;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum JobsCommand {
@@ -27,6 +28,8 @@ pub(crate) enum JobsCommand {
     Cancel { ids: Vec<String> },
     /// Queue failed or cancelled jobs again.
     Retry { ids: Vec<String> },
+    /// Print the JSON Schema of a job.
+    Schema,
     /// Why a job does not run: worker by worker, the first reason.
     Explain { id: String },
 }
@@ -86,8 +89,13 @@ pub(crate) struct ListArgs {
 const BATCH: usize = 2_000;
 
 pub(super) async fn execute(command: JobsCommand, global: &Global) -> Result<ExitCode, CliError> {
+    if matches!(command, JobsCommand::Schema) {
+        output::json(&schemars::schema_for!(Submission));
+        return Ok(ExitCode::SUCCESS);
+    }
     let client = Client::new(global)?;
     match command {
+        JobsCommand::Schema => Ok(ExitCode::SUCCESS),
         JobsCommand::Submit(args) => match &args.file {
             Some(file) => submit_file(&client, file, &args, global).await,
             None => submit_one(&client, &args, global).await,

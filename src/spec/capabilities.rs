@@ -31,7 +31,7 @@ pub struct Capabilities {
     pub allow_customers: BTreeSet<String>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Hardware {
     /// Memory of the smallest GPU the worker may use, in GiB.

@@ -135,10 +135,10 @@ impl Client {
                 }
                 continue;
             }
-            let count = jobs.len();
             let jobs: Vec<(JobId, Submission)> =
                 jobs.into_iter().map(|mut job| (job.id.take().unwrap_or_else(JobId::random), job)).collect();
-            let (submit, classes) = Self::encode(&jobs)?;
+            let (submit, count, classes) = Self::encode(&jobs)?;
+            let more = count < jobs.len();
             let mut arguments = vec![count.to_string(), first.clone(), entries[count - 1].clone()];
             arguments.extend(submit);
             let answer = self.store.call("ingest", arguments).await?;
@@ -161,14 +161,14 @@ impl Client {
                 }
                 Err(cause) => return Err(cause),
             }
-            if entries.len() < INBOX_PAGE && refused.is_none() {
+            if entries.len() < INBOX_PAGE && refused.is_none() && !more {
                 return Ok(());
             }
         }
     }
 
     async fn ingest_first(&self, entries: &[String], jobs: &[(JobId, Submission)], count: usize) -> Result<()> {
-        let (submit, classes) = Self::encode(&jobs[..count])?;
+        let (submit, _, classes) = Self::encode(&jobs[..count])?;
         let mut arguments = vec![count.to_string(), entries[0].clone(), entries[count - 1].clone()];
         arguments.extend(submit);
         let answer = self.store.call("ingest", arguments).await?;

@@ -116,7 +116,7 @@ end
 
 -- Tells up to n idle workers that the lane has something.
 local function wake(lane, n)
-  if not lane then return end
+  if not lane or call('EXISTS', P .. 'zp') == 0 then return end
   for _, pid in ipairs(call('SINTER', P .. 'lp:' .. lane, P .. 'zp')) do
     while n > 0 do
       local inc = call('ZRANGE', P .. 'z:' .. pid, 0, 0)[1]
@@ -1226,23 +1226,23 @@ function reads.get(a)
   return { num(now_ms()), out }
 end
 
--- letter offset count
+-- letter (not p) offset count
 function reads.list(a)
   local st, offset, count = a[1], tonumber(a[2]), tonumber(a[3])
   if st == 'r' or st == 'd' or st == 'b' then
     return call('ZRANGE', P .. st, offset, offset + count - 1)
-  elseif st ~= 'p' then
-    return call('ZREVRANGE', P .. 'f:' .. st, offset, offset + count - 1)
   end
-  local all = {}
-  local classes = call('HKEYS', P .. 'cls')
-  for i = 1, math.min(#classes, 2000) do
-    local found = call('ZRANGE', P .. 'c:' .. classes[i], 0, offset + count - 1, 'WITHSCORES')
-    for n = 1, #found, 2 do all[#all + 1] = { tonumber(found[n + 1]), found[n] } end
-  end
-  table.sort(all, function(x, y) return x[1] < y[1] or (x[1] == y[1] and x[2] < y[2]) end)
+  return call('ZREVRANGE', P .. 'f:' .. st, offset, offset + count - 1)
+end
+
+function reads.class_ids() return call('HKEYS', P .. 'cls') end
+
+-- count classes...: the first waiting jobs of each, with their scores
+function reads.pending(a)
   local out = {}
-  for i = offset + 1, math.min(offset + count, #all) do out[#out + 1] = all[i][2] end
+  for i = 2, #a do
+    for _, word in ipairs(call('ZRANGE', P .. 'c:' .. a[i], 0, tonumber(a[1]) - 1, 'WITHSCORES')) do out[#out + 1] = word end
+  end
   return out
 end
 
