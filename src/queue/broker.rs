@@ -137,7 +137,7 @@ impl BrokerError {
 #[async_trait]
 pub trait Broker: Send + Sync + 'static {
     /// Queues all of them or, when one is refused for what it is, none. Answers in the order given. Known ids and keys
-    /// are no error. At most 200 jobs of 50 kinds of requirement are queued in one step: where a longer call fails half way,
+    /// are no error. At most 200 jobs of 30 kinds of requirement are queued in one step: where a longer call fails half way,
     /// the first are queued.
     async fn submit(&self, submissions: Vec<Submission>) -> Result<Vec<Submitted>, BrokerError>;
 

@@ -36,7 +36,7 @@ type Result<T> = std::result::Result<T, BrokerError>;
 
 /// Jobs of one call: about two milliseconds of a store's time.
 const SUBMIT_CHUNK: usize = 200;
-const SUBMIT_CLASSES: usize = 50;
+const SUBMIT_CLASSES: usize = 30;
 const LONGEST_WATCH: Duration = Duration::from_secs(60);
 const SUBMIT_TRIES: u32 = 3;
 const GET_CHUNK: usize = 100;
@@ -410,7 +410,7 @@ impl Client {
         let most = offset + count;
         let mut best: BTreeSet<(u64, String)> = BTreeSet::new();
         // About a millisecond of the store's time each.
-        for chunk in classes.chunks((2_000 / most.max(1)).clamp(1, 200)) {
+        for chunk in classes.chunks((1_000 / most.max(1)).clamp(1, 200)) {
             let mut arguments = vec![most.to_string()];
             arguments.extend_from_slice(chunk);
             for (id, score) in self.store.call("pending", arguments).await?.pairs()? {
