@@ -2,6 +2,7 @@
 
 mod backoff;
 mod clock;
+mod lock;
 mod name;
 mod problem;
 mod schedule;
@@ -11,6 +12,7 @@ mod units;
 
 pub use backoff::Backoff;
 pub use clock::Timestamp;
+pub use lock::lock_file;
 pub use name::{InvalidName, Name};
 pub use problem::{Location, Problem, Problems, Severity, SourceText};
 pub use schedule::Schedule;

@@ -2,10 +2,10 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::Flock;
 use serde::{Deserialize, Serialize};
 
-use crate::base::Name;
+use crate::base::{Name, lock_file};
 
 /// The one directory the engine writes to, held by one engine at a time.
 #[derive(Debug)]
@@ -44,11 +44,10 @@ impl StateDir {
         let unusable = |cause| StateDirError::Unusable { path: path.to_owned(), cause };
         std::fs::create_dir_all(path).map_err(unusable)?;
         let file = OpenOptions::new().create(true).truncate(false).write(true).open(path.join("lock"));
-        let lock = Flock::lock(file.map_err(unusable)?, FlockArg::LockExclusiveNonblock);
-        match lock {
+        match lock_file(file.map_err(unusable)?) {
             Ok(lock) => Ok(Self { path: path.to_owned(), _lock: lock }),
-            Err((_, nix::errno::Errno::EWOULDBLOCK)) => Err(StateDirError::InUse { path: path.to_owned() }),
-            Err((_, errno)) => Err(unusable(errno.into())),
+            Err(nix::errno::Errno::EWOULDBLOCK) => Err(StateDirError::InUse { path: path.to_owned() }),
+            Err(errno) => Err(unusable(errno.into())),
         }
     }
 

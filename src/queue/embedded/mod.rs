@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::Flock;
 use rusqlite::Connection;
 use tokio::sync::{broadcast, oneshot};
 
@@ -25,6 +25,7 @@ use self::data::Data;
 use self::lua::Functions;
 use super::BrokerError;
 use super::store::{Message, Reply, Store};
+use crate::base::lock_file;
 
 const SCHEMA: &str = include_str!("schema.sql");
 const SCHEMA_VERSION: i64 = 2;
@@ -56,8 +57,7 @@ impl EmbeddedStore {
         let lock_path = path.with_extension("lock");
         let lock = OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path);
         let lock = lock.map_err(|cause| unavailable(cause.to_string()))?;
-        let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock)
-            .map_err(|_| unavailable("another process has this queue open".to_owned()))?;
+        let lock = lock_file(lock).map_err(|_| unavailable("another process has this queue open".to_owned()))?;
         let connection = prepare(path).map_err(|why| unavailable(why.to_string()))?;
         let data = Data::read(&connection).map_err(|why| unavailable(why.to_string()))?;
 
