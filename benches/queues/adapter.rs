@@ -109,9 +109,27 @@ impl Connector for Recorder {
     }
 }
 
+fn name(text: &str) -> Name {
+    Name::new(text).unwrap()
+}
+
+fn capabilities(models: BTreeSet<String>) -> Capabilities {
+    Capabilities {
+        services: BTreeSet::from([name("bench")]),
+        machine_type: name("bench"),
+        machine: name("m"),
+        worker: name("w"),
+        pool: name("standard"),
+        hardware: Hardware::default(),
+        models,
+        labels: BTreeMap::new(),
+        deny_customers: BTreeSet::new(),
+        allow_customers: BTreeSet::new(),
+    }
+}
+
 async fn work(slots: u32) {
     let broker = broker();
-    let name = |text: &str| Name::new(text).unwrap();
     let log = OpenOptions::new().create(true).append(true).open(std::env::var("BENCH_LOG").unwrap()).unwrap();
     let connector = Arc::new(Recorder { log, sleep: Duration::from_millis(variable("BENCH_SLEEP_MS", 0)) });
     let classes = variable("BENCH_CLASSES", 1);
@@ -121,18 +139,11 @@ async fn work(slots: u32) {
         connector_name: name("bench"),
         slots,
         registration: Registration { worker: format!("m{life}/w"), incarnation: format!("{life}-{}", now_ns()) },
-        capabilities: Capabilities {
-            services: BTreeSet::from([name("bench")]),
-            machine_type: name("bench"),
-            machine: name("m"),
-            worker: name("w"),
-            pool: name("standard"),
-            hardware: Hardware::default(),
-            models: if classes > 1 { (0..classes).map(|n| format!("m{n}")).collect() } else { BTreeSet::new() },
-            labels: BTreeMap::new(),
-            deny_customers: BTreeSet::new(),
-            allow_customers: BTreeSet::new(),
-        },
+        capabilities: capabilities(if classes > 1 {
+            (0..classes).map(|n| format!("m{n}")).collect()
+        } else {
+            BTreeSet::new()
+        }),
         broker: Arc::clone(&broker),
         connector,
         lease: if variable("BENCH_TUNED", 0) == 1 { Duration::from_secs(2) } else { QueueConfig::default().lease },
@@ -168,29 +179,16 @@ async fn claim_times(broker: &Arc<dyn Broker>, who: &Registration, count: usize)
 /// COUNT delayed jobs coming due at once; and of `explain` and `stats`.
 async fn scale(count: usize) {
     let broker = broker();
-    let name = |text: &str| Name::new(text).unwrap();
     let model = |n: usize| format!("m{n}");
-    let capabilities = |n: usize| Capabilities {
-        services: BTreeSet::from([name("bench")]),
-        machine_type: name("bench"),
-        machine: name("m"),
-        worker: name("w"),
-        pool: name("standard"),
-        hardware: Hardware::default(),
-        // Each profile has about half of the models.
-        models: (0..1_000)
-            .filter(|m| ((m * 2_654_435_761usize) >> (n % 16)) & 1 == 1 || m % 64 == n)
-            .map(model)
-            .collect(),
-        labels: BTreeMap::new(),
-        deny_customers: BTreeSet::new(),
-        allow_customers: BTreeSet::new(),
+    // Each profile has about half of the models.
+    let models = |n: usize| -> BTreeSet<String> {
+        (0..1_000).filter(|m| ((m * 2_654_435_761usize) >> (n % 16)) & 1 == 1 || m % 64 == n).map(model).collect()
     };
     let who = |n: usize| Registration { worker: format!("m{n}/w"), incarnation: format!("{n}-{}", now_ns()) };
     let workers: Vec<Registration> = (0..64).map(who).collect();
     let begun = Instant::now();
     for (n, worker) in workers.iter().enumerate() {
-        broker.register(worker, &capabilities(n)).await.unwrap();
+        broker.register(worker, &capabilities(models(n))).await.unwrap();
     }
     let job = |n: usize, delay: Duration| {
         let mut job = job(n);

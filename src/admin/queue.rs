@@ -178,9 +178,6 @@ pub(super) async fn purge(
     State(deps): State<AdminDeps>,
     Query(query): Query<PurgeQuery>,
 ) -> Result<Json<Value>, ApiError> {
-    let before =
-        query.older_than.map(|age| Timestamp::now().since(Timestamp::from_millis(0)).saturating_sub(age.get()));
-    let before = before.map(|since| Timestamp::from_millis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX)));
     let mut dropped = 0u64;
     let mut kept = 0;
     loop {
@@ -197,7 +194,7 @@ pub(super) async fn purge(
         for job in jobs {
             let at = job.finished.unwrap_or(job.submitted);
             // A running job is told to stop, and can be purged when it has.
-            let gone = before.is_none_or(|before| at < before)
+            let gone = query.older_than.is_none_or(|age| Timestamp::now().since(at) > age.get())
                 && deps.broker.cancel(&job.id).await.map_or(true, JobState::is_final)
                 && deps.broker.drop_job(&job.id).await.is_ok();
             dropped += u64::from(gone);

@@ -18,3 +18,8 @@ pub use problem::{Location, Problem, Problems, Severity, SourceText};
 pub use schedule::Schedule;
 pub use suggest::did_you_mean;
 pub use units::{ByteSize, Seconds, parse_duration};
+
+/// For `skip_serializing_if`: what says nothing is not written.
+pub fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}

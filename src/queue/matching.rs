@@ -41,11 +41,6 @@ impl fmt::Display for Mismatch {
     }
 }
 
-/// A model's name as the queue's functions write it.
-pub(super) fn plain_model(model: &str) -> String {
-    plain(model)
-}
-
 /// Eight bytes of a digest, in eleven characters.
 pub(super) fn short_hash(text: &str) -> String {
     URL_SAFE_NO_PAD.encode(&Sha256::digest(text.as_bytes())[..8])

@@ -5,7 +5,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::base::{Backoff, Name, Seconds, Timestamp};
+use crate::base::{Backoff, Name, Seconds, Timestamp, is_default};
 use crate::spec::Requirement;
 
 /// A job's id: 1 to 128 characters of ASCII letters, digits, `.`, `_`, `:` and `-`.
@@ -179,10 +179,6 @@ fn default_timeout() -> Seconds {
 
 fn is_default_timeout(timeout: &Seconds) -> bool {
     *timeout == default_timeout()
-}
-
-fn is_default<T: Default + PartialEq>(value: &T) -> bool {
-    *value == T::default()
 }
 
 /// What becomes of a job when one that it waits for fails or is cancelled.

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::Hardware;
-use crate::base::Name;
+use crate::base::{Name, is_default};
 
 /// What a job asks of the worker that runs it, beside its service. The default asks for nothing.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize, schemars::JsonSchema)]
@@ -48,8 +48,4 @@ pub enum LabelTest {
     AtLeast(f64),
     /// `true`: the label is there; `false`: it is not.
     Exists(bool),
-}
-
-fn is_default<T: Default + PartialEq>(value: &T) -> bool {
-    *value == T::default()
 }

@@ -6,13 +6,11 @@ use serde_json::Value;
 use crate::base::{Name, Timestamp};
 use crate::queue::matching::ClassId;
 use crate::queue::store::Reply;
-use crate::queue::{Attempt, BrokerError, Job, JobEvent, JobId, JobState, QueueStats, Submission};
+use crate::queue::{
+    Attempt, BrokerError, DependencyPolicy, Job, JobEvent, JobId, JobState, Priority, QueueStats, Submission,
+};
 
 type Result<T> = std::result::Result<T, BrokerError>;
-
-/// 2^43 places within one priority; `queue.lua` has the same number.
-#[cfg(test)]
-const LEVEL: u64 = 1 << 43;
 
 /// The letters of states in the functions.
 pub(super) const fn letter(state: JobState) -> &'static str {
@@ -32,6 +30,11 @@ pub(super) fn state(letter: &str) -> Result<JobState> {
     found.ok_or_else(|| BrokerError::damaged(&format!("{letter:?} is no state")))
 }
 
+/// Job ids of an answer; what is none is left out.
+pub(super) fn ids(texts: &[String]) -> Vec<JobId> {
+    texts.iter().filter_map(|text| JobId::new(text).ok()).collect()
+}
+
 pub(super) fn time(text: &str) -> Result<Timestamp> {
     let millis: f64 = text.parse().map_err(|_| BrokerError::damaged(&format!("{text:?} is no time")))?;
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "milliseconds since 1970")]
@@ -44,7 +47,7 @@ pub(super) fn json<T: DeserializeOwned>(text: &str) -> Result<T> {
 
 /// The priority's place in scores: 0 goes first.
 pub(super) fn level(submission: &Submission) -> String {
-    (500 - i32::from(submission.priority.get())).to_string()
+    (Priority::MAX - submission.priority.get()).to_string()
 }
 
 fn text(value: &impl serde::Serialize) -> Result<String> {
@@ -64,7 +67,7 @@ pub(super) fn submission(id: &JobId, class: &ClassId, submission: &Submission, o
     let mut depends_on = submission.depends_on.clone();
     depends_on.sort();
     depends_on.dedup();
-    let run = submission.on_dependency_failure == super::super::DependencyPolicy::Run;
+    let run = submission.on_dependency_failure == DependencyPolicy::Run;
     out.extend([
         id.to_string(),
         level(submission),
@@ -221,15 +224,15 @@ pub(super) fn stats(reply: Reply) -> Result<QueueStats> {
     })
 }
 
-/// The priority that a score stands for.
-#[cfg(test)]
-fn priority_of(score: u64) -> i64 {
-    500 - i64::try_from(score / LEVEL).unwrap_or(0)
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    /// 2^43 places within one priority, as in `queue.lua`.
+    const LEVEL: u64 = 1 << 43;
+
+    /// The priority that a score stands for.
+    fn priority_of(score: u64) -> i64 {
+        500 - i64::try_from(score / LEVEL).unwrap_or(0)
+    }
 
     #[test]
     fn scores_are_exact_at_every_priority() {

@@ -11,8 +11,6 @@ use crate::queue::{
 
 type Result<T> = std::result::Result<T, BrokerError>;
 
-/// The holder stops an attempt at its time; the reaper does when the holder has not so long after.
-const TIMEOUT_GRACE_MS: &str = "15000";
 /// Nobody looks later than this, whatever it was told.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 const RETAIN_EVERY: Duration = Duration::from_secs(60);
@@ -24,7 +22,7 @@ impl Client {
         let known = lock(&self.shared.todo).take();
         let todo = match known {
             Some(todo) => todo,
-            None => self.store.call("todo", vec![TIMEOUT_GRACE_MS.to_owned()]).await?,
+            None => self.store.call("todo", Vec::new()).await?,
         };
         let mut parts = todo.list()?.into_iter();
         let mut part = || parts.next().unwrap_or(Reply::Nil);
@@ -40,8 +38,7 @@ impl Client {
         for incarnation in &expired {
             self.end_incarnation(incarnation).await?;
         }
-        let overdue: Vec<JobId> = overdue.iter().filter_map(|id| JobId::new(id).ok()).collect();
-        self.end_overdue(&overdue).await?;
+        self.end_overdue(&codec::ids(&overdue)).await?;
         if unsettled > 0 {
             more |= self.settle().await?;
         }
@@ -85,10 +82,7 @@ impl Client {
     /// Tells jobs that waited for others; true when there is more to tell.
     async fn settle(&self) -> Result<bool> {
         for _ in 0..1_000 {
-            let mut answer = self.store.call("settle", Vec::new()).await?.list()?.into_iter();
-            let mut next = || answer.next().unwrap_or(Reply::Nil).number::<u64>();
-            let (_told, left) = (next()?, next()?);
-            if left == 0 {
+            if self.store.call("settle", Vec::new()).await?.number::<u64>()? == 0 {
                 return Ok(false);
             }
         }
@@ -292,11 +286,7 @@ impl Client {
         let mut cursor = None;
         loop {
             let (ids, next) = self.store.job_ids(cursor).await?;
-            for chunk in ids.chunks(50) {
-                let mut arguments = vec![flag.to_owned()];
-                arguments.extend_from_slice(chunk);
-                problems.extend(self.store.call("audit", arguments).await?.texts()?);
-            }
+            problems.extend(self.audit_all("audit", flag, &ids).await?);
             cursor = next;
             if cursor.is_none() {
                 break;
@@ -304,19 +294,24 @@ impl Client {
         }
         self.read_classes().await?;
         let classes: Vec<String> = self.roster().classes.keys().map(|id| id.0.clone()).collect();
-        for chunk in classes.chunks(50) {
+        problems.extend(self.audit_all("audit_classes", flag, &classes).await?);
+        problems.extend(self.store.call("audit_pending", vec![flag.to_owned()]).await?.texts()?);
+        Ok(problems)
+    }
+
+    async fn audit_all(&self, function: &'static str, flag: &str, subjects: &[String]) -> Result<Vec<String>> {
+        let mut problems = Vec::new();
+        for chunk in subjects.chunks(50) {
             let mut arguments = vec![flag.to_owned()];
             arguments.extend_from_slice(chunk);
-            problems.extend(self.store.call("audit_classes", arguments).await?.texts()?);
+            problems.extend(self.store.call(function, arguments).await?.texts()?);
         }
-        problems.extend(self.store.call("audit_pending", vec![flag.to_owned()]).await?.texts()?);
         Ok(problems)
     }
 
     async fn deliver_webhooks(&self) -> Result<()> {
         let ids = self.store.call("outbox", Vec::new()).await?.texts()?;
-        let ids: Vec<JobId> = ids.iter().filter_map(|id| JobId::new(id).ok()).collect();
-        let (_, found) = self.stored(&ids).await?;
+        let (_, found) = self.stored(&codec::ids(&ids)).await?;
         for (stored, _) in found {
             if let (Some(stored), Some(sender)) = (stored, self.config.webhooks.clone()) {
                 let store = std::sync::Arc::clone(&self.store);

@@ -21,7 +21,8 @@ use self::batch::Batcher;
 use self::codec::Stored;
 use self::roster::Roster;
 use super::lifecycle::{Avoid, Target, Transition};
-use super::matching::{Class, ClassId, plain_model};
+use super::matching::{Class, ClassId};
+use super::model::plain;
 use super::store::{Message, Reply, Store};
 use super::validate::refuse;
 use super::{
@@ -288,8 +289,7 @@ impl Client {
                 return Ok(());
             }
             let ids = self.store.call("held", vec![incarnation.to_owned()]).await?.texts()?;
-            let ids: Vec<JobId> = ids.iter().filter_map(|id| JobId::new(id).ok()).collect();
-            let (now, found) = self.stored(&ids).await?;
+            let (now, found) = self.stored(&codec::ids(&ids)).await?;
             for (stored, run) in found {
                 let Some(stored) = stored else { continue };
                 if run.split(' ').nth(2) == Some(incarnation) {
@@ -429,7 +429,7 @@ impl Client {
         }
         let arguments = vec![codec::letter(state).to_owned(), offset.to_string(), count.to_string()];
         let ids = self.store.call("list", arguments).await?.texts()?;
-        Ok(ids.iter().filter_map(|id| JobId::new(id).ok()).collect())
+        Ok(codec::ids(&ids))
     }
 }
 
@@ -448,7 +448,7 @@ async fn beat(
     let mut arguments = vec![lease.as_millis().to_string()];
     for (who, held, loaded) in batch {
         arguments.extend([who.incarnation.clone(), loaded.len().to_string()]);
-        arguments.extend(loaded.iter().map(|model| plain_model(model)));
+        arguments.extend(loaded.iter().map(|model| plain(model)));
         arguments.push(held.len().to_string());
         for token in held {
             arguments.extend([token.job.to_string(), token.claim.to_string()]);
@@ -461,9 +461,7 @@ async fn beat(
         *lock(&shared.todo) = Some(todo);
         shared.keep.notify_one();
     }
-    let ids = |reply: Reply| -> Result<Vec<JobId>> {
-        Ok(reply.texts()?.iter().filter_map(|id| JobId::new(id).ok()).collect())
-    };
+    let ids = |reply: Reply| reply.texts().map(|texts| codec::ids(&texts));
     answers
         .into_iter()
         .map(|answer| {
@@ -815,8 +813,7 @@ impl Broker for Client {
 
     async fn scan(&self, cursor: Option<String>) -> Result<(Vec<Job>, Option<String>)> {
         let (ids, next) = self.store.job_ids(cursor).await?;
-        let ids: Vec<JobId> = ids.iter().filter_map(|id| JobId::new(id).ok()).collect();
-        Ok((self.jobs(&ids, true).await?, next))
+        Ok((self.jobs(&codec::ids(&ids), true).await?, next))
     }
 
     async fn events(&self, id: &JobId, after: u64) -> Result<Vec<JobEvent>> {

@@ -139,7 +139,7 @@ impl Simulation {
                 self.promote();
             }
             10 => {
-                let todo = self.words("todo", &["15000"]).list().unwrap();
+                let todo = self.words("todo", &[]).list().unwrap();
                 self.promote();
                 for incarnation in todo[3].clone().texts().unwrap() {
                     self.end(&incarnation);

@@ -31,6 +31,7 @@
 local LEVEL = 8796093022208 -- 2^43: places within one priority
 local MAX_EVENTS = 1000
 local BATCH = 50
+local GRACE = 15000 -- the holder stops an attempt at its time; the reaper does so many ms after
 local SLACK = 50 -- a loaded model may overtake by so many places
 
 local P -- the queue's prefix
@@ -114,6 +115,13 @@ local function class_fix(cid)
   return lane
 end
 
+-- Sends a message to the process of an incarnation; answers whether there is one.
+local function send(inc, text)
+  local info = call('HGET', P .. 'I', inc)
+  if info then call('PUBLISH', P .. match(info, '%S+$'), text) end
+  return info
+end
+
 -- Tells up to n idle workers that the lane has something.
 local function wake(lane, n)
   if not lane or call('EXISTS', P .. 'zp') == 0 then return end
@@ -125,11 +133,7 @@ local function wake(lane, n)
         break
       end
       call('ZREM', P .. 'z:' .. pid, inc)
-      local info = call('HGET', P .. 'I', inc)
-      if info then
-        call('PUBLISH', P .. match(info, '%S+$'), 'w ' .. inc)
-        n = n - 1
-      end
+      if send(inc, 'w ' .. inc) then n = n - 1 end
     end
     if n <= 0 then return end
   end
@@ -205,6 +209,14 @@ end
 
 -- Scopes: what is paused or limited --------------------------------------------------------------------------------
 
+-- What is in the scope's token bucket now.
+local function tokens_of(scope, rate, burst, now)
+  local bucket = call('HGET', P .. 'tb', scope)
+  if not bucket then return burst end
+  local tokens, at = match(bucket, '^(%S+) (%S+)$')
+  return math.min(burst, tonumber(tokens) + math.max(0, now - tonumber(at)) * rate / 1000)
+end
+
 -- How many jobs of the scope may start now; what it is and when to look again.
 local function room_of(scope, now)
   local lim = call('HGET', P .. 'lim', scope)
@@ -214,13 +226,8 @@ local function room_of(scope, now)
   local room = math.huge
   if max ~= '-' then room = tonumber(max) - tonumber(call('HGET', P .. 'run', scope) or 0) end
   if rate ~= '-' then
-    rate, burst = tonumber(rate), tonumber(burst)
-    local tokens, at = burst, now
-    local b = call('HGET', P .. 'tb', scope)
-    if b then
-      tokens, at = match(b, '^(%S+) (%S+)$')
-      tokens = math.min(burst, tonumber(tokens) + math.max(0, now - tonumber(at)) * rate / 1000)
-    end
+    rate = tonumber(rate)
+    local tokens = tokens_of(scope, rate, tonumber(burst), now)
     if math.floor(tokens) < room then
       room = math.floor(tokens)
       if room < 1 then return room, now + math.ceil((1 - tokens) * 1000 / rate) end
@@ -234,14 +241,7 @@ local function spend(scope, n, now)
   if not lim then return end
   local rate, burst = match(lim, '^%S+ (%S+) (%S+)')
   if rate == '-' then return end
-  rate, burst = tonumber(rate), tonumber(burst)
-  local tokens = burst
-  local b = call('HGET', P .. 'tb', scope)
-  if b then
-    local at
-    tokens, at = match(b, '^(%S+) (%S+)$')
-    tokens = math.min(burst, tonumber(tokens) + math.max(0, now - tonumber(at)) * rate / 1000)
-  end
+  local tokens = tokens_of(scope, tonumber(rate), tonumber(burst), now)
   call('HSET', P .. 'tb', scope, string.format('%.6f', tokens - n) .. ' ' .. num(now))
 end
 
@@ -329,7 +329,12 @@ local function leave_running(id, run, now)
   call('SREM', P .. 'i:' .. inc, id)
   call('ZREM', P .. 'r', id)
   running({ [cid] = -1 }, now)
-  return cid
+end
+
+-- Others may wait for the end of this job.
+local function tell_dependents(id, now)
+  call('RPUSH', P .. 'sl', id)
+  call('PUBLISH', P .. 'due', num(now))
 end
 
 -- What follows from a job's end: its unique key is free, its webhook due, its dependents are told.
@@ -346,10 +351,21 @@ local function ended(id, st, flags, now)
     call('ZADD', P .. 'o', num(now), id)
     call('PUBLISH', P .. 'due', num(now))
   end
-  if call('EXISTS', P .. 'dp:' .. id) == 1 then
-    call('RPUSH', P .. 'sl', id)
-    call('PUBLISH', P .. 'due', num(now))
-  end
+  if call('EXISTS', P .. 'dp:' .. id) == 1 then tell_dependents(id, now) end
+end
+
+-- The job fails because another, which it waits for, did not complete.
+local function fail_with(dependency, id, flags, now)
+  local fail = '{"class":"fatal","message":"job ' .. dependency .. ', which it waits for, did not complete"}'
+  call('HSET', P .. 'm:' .. id, 'st', 'f', 'fin', num(now), 'fail', fail)
+  event(id, now, 'failed', '{"failure":' .. fail .. '}')
+  ended(id, 'f', flags, now)
+end
+
+-- Puts a job that was not pending among those that are.
+local function make_pending(id, cid, score)
+  call('INCR', P .. 'np')
+  put(id, cid, score)
 end
 
 local function delay(id, due)
@@ -363,10 +379,7 @@ local function promote(now)
   for _, id in ipairs(due) do
     call('ZREM', P .. 'd', id)
     local score, base = header(id)
-    if score then
-      call('INCR', P .. 'np')
-      put(id, class_of(id, base), score)
-    end
+    if score then make_pending(id, class_of(id, base), score) end
   end
   -- Others had their time with these: whoever failed them may have them again.
   for _, id in ipairs(call('ZRANGEBYSCORE', P .. 'av', '-inf', num(now), 'LIMIT', 0, BATCH)) do
@@ -386,9 +399,8 @@ local function promote(now)
 end
 
 local function next_due()
-  local d = call('ZRANGE', P .. 'd', 0, 0, 'WITHSCORES')[2]
-  local first = d
-  for _, key in ipairs({ 'ut', 'av' }) do
+  local first
+  for _, key in ipairs({ 'd', 'ut', 'av' }) do
     local t = call('ZRANGE', P .. key, 0, 0, 'WITHSCORES')[2]
     if t and (not first or tonumber(t) < tonumber(first)) then first = t end
   end
@@ -481,11 +493,8 @@ function F.submit(a)
       local st = 'p'
       if doomed then
         st = 'f'
-        local fail = '{"class":"fatal","message":"job ' .. doomed .. ', which it waits for, did not complete"}'
-        call('HSET', P .. 'm:' .. id, 'st', 'f', 'fin', num(now), 'fail', fail)
-        event(id, now, 'failed', '{"failure":' .. fail .. '}')
         count[cid] = count[cid] - 1
-        ended(id, 'f', flags, now)
+        fail_with(doomed, id, flags, now)
       elseif need > 0 then
         st = 'b'
         call('HSET', P .. 'm:' .. id, 'st', 'b', 'need', need, 'dp', policy)
@@ -521,8 +530,7 @@ function F.ingest(a)
   if call('LINDEX', P .. 'inbox', 0) ~= first or call('LINDEX', P .. 'inbox', n - 1) ~= last then return { 'GONE' } end
   local rest = {}
   for i = 4, #a do rest[#rest + 1] = a[i] end
-  local done = { 'OK', {} }
-  if #rest > 1 then done = F.submit(rest) end
+  local done = F.submit(rest)
   if done[1] == 'OK' then for _ = 1, n do call('LPOP', P .. 'inbox') end end
   return done
 end
@@ -728,8 +736,7 @@ function F.claim(a)
           if til > now then
             park(cid, 'affinity:' .. model, til)
             for _, who in ipairs(call('ZRANGEBYSCORE', P .. 'wm:' .. model, num(now), '+inf', 'LIMIT', 0, 4)) do
-              local known = call('HGET', P .. 'I', who)
-              if known then call('PUBLISH', P .. match(known, '%S+$'), 'w ' .. who) end
+              send(who, 'w ' .. who)
             end
             blocked = true
           end
@@ -848,10 +855,7 @@ function F.complete(a)
       if flags == '-' then
         ends[#ends + 1] = stamp
         ends[#ends + 1] = id
-        if waited_for and call('EXISTS', dependents[n]) == 1 then
-          call('RPUSH', P .. 'sl', id)
-          call('PUBLISH', P .. 'due', num(now))
-        end
+        if waited_for and call('EXISTS', dependents[n]) == 1 then tell_dependents(id, now) end
       else
         ended(id, 'c', flags, now)
       end
@@ -953,8 +957,7 @@ function F.move(a)
     if target == 'd' then
       delay(id, tonumber(a[5]))
     else
-      call('INCR', P .. 'np')
-      put(id, cid, score)
+      make_pending(id, cid, score)
     end
   else
     call('HSET', mk, 'st', target, 'fin', num(now))
@@ -987,9 +990,7 @@ function F.cancel(a)
   local st, run = state_of(id)
   if st ~= 'r' then return st or 'UNKNOWN' end
   if call('HSET', P .. 'm:' .. id, 'x', 1) == 1 then event(id, now_ms(), 'cancelling', 'null', run) end
-  local inc = match(run, '^%S+ %S+ (%S+)')
-  local info = call('HGET', P .. 'I', inc)
-  if info then call('PUBLISH', P .. match(info, '%S+$'), 'c ' .. id) end
+  send(match(run, '^%S+ %S+ (%S+)'), 'c ' .. id)
   return 'r'
 end
 
@@ -1036,11 +1037,11 @@ function F.heartbeat(a)
     end
     answers[#answers + 1] = { there and 1 or 0, lost, cancelled, extra }
   end
-  return { num(now), answers, F.todo({ '15000' }) }
+  return { num(now), answers, F.todo() }
 end
 
--- grace: what there is to do for anybody. Incarnations whose lease has ended, attempts past their time, ...
-function F.todo(a)
+-- What there is to do for anybody: Incarnations whose lease has ended, attempts past their time, ...
+function F.todo()
   local now = now_ms()
   promote(now)
   for _, id in ipairs(call('ZRANGEBYSCORE', P .. 'wt', '-inf', num(now), 'LIMIT', 0, BATCH)) do call('ZREM', P .. 'wt', id) end
@@ -1053,7 +1054,7 @@ function F.todo(a)
     next_due(),
     lease[2] or '',
     call('ZRANGEBYSCORE', P .. 'W', '-inf', num(now), 'LIMIT', 0, 16),
-    call('ZRANGEBYSCORE', P .. 'r', '-inf', num(now - tonumber(a[1])), 'LIMIT', 0, BATCH),
+    call('ZRANGEBYSCORE', P .. 'r', '-inf', num(now - GRACE), 'LIMIT', 0, BATCH),
     call('LLEN', P .. 'sl'),
     call('ZRANGEBYSCORE', P .. 'o', '-inf', num(now), 'LIMIT', 0, 1)[1] and 1 or 0,
     call('ZRANGE', P .. 'sc', 0, 0, 'WITHSCORES')[2] or '',
@@ -1073,26 +1074,22 @@ function F.promote()
   return next_due()
 end
 
--- Tells the dependents of the oldest finished job; answers with how many were told, and how many jobs are left.
+-- Tells the dependents of the oldest finished job; answers with how many such jobs are left.
 function F.settle()
   local now = now_ms()
   local id = call('LINDEX', P .. 'sl', 0)
-  if not id then return { 0, 0 } end
+  if not id then return 0 end
   local st = call('HGET', P .. 'm:' .. id, 'st')
-  local told = call('SRANDMEMBER', P .. 'dp:' .. id, BATCH)
-  for _, dep in ipairs(told) do
+  for _, dep in ipairs(call('SRANDMEMBER', P .. 'dp:' .. id, BATCH)) do
     call('SREM', P .. 'dp:' .. id, dep)
     local mk = P .. 'm:' .. dep
     local m = call('HMGET', mk, 'st', 'dp', 'due')
     if m[1] == 'b' then
       local score, base, _, _, flags = header(dep)
       if st ~= 'c' and m[2] ~= 'run' then
-        local fail = '{"class":"fatal","message":"job ' .. id .. ', which it waits for, did not complete"}'
         call('ZREM', P .. 'b', dep)
-        call('HSET', mk, 'st', 'f', 'fin', num(now), 'fail', fail)
         live(class_of(dep, base), -1, now)
-        event(dep, now, 'failed', '{"failure":' .. fail .. '}')
-        ended(dep, 'f', flags, now)
+        fail_with(id, dep, flags, now)
       elseif call('HINCRBY', mk, 'need', -1) <= 0 then
         call('ZREM', P .. 'b', dep)
         call('HDEL', mk, 'st', 'need')
@@ -1100,14 +1097,13 @@ function F.settle()
         if m[3] and tonumber(m[3]) > now then
           delay(dep, tonumber(m[3]))
         else
-          call('INCR', P .. 'np')
-          put(dep, class_of(dep, base), score)
+          make_pending(dep, class_of(dep, base), score)
         end
       end
     end
   end
   if call('EXISTS', P .. 'dp:' .. id) == 0 then call('LPOP', P .. 'sl') end
-  return { #told, call('LLEN', P .. 'sl') }
+  return call('LLEN', P .. 'sl')
 end
 
 local function drop(id, st)
@@ -1412,7 +1408,7 @@ function F.audit_classes(a)
   return problems
 end
 
--- total of pending jobs as counted by the caller, and the counter that was read before: corrects the counter
+-- repair: the counter of pending jobs is right.
 function F.audit_pending(a)
   local repair = a[1] == '1'
   local total = 0
