@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use machinist::base::{Name, Timestamp};
+use machinist::host::BlobStore;
 use machinist::queue::{
     Broker, BrokerError, Claim, ClaimRequest, Failure, FailureClass, JobFilter, JobId, JobSchedule, JobState, Limit,
     QueueConfig, Registration, Scope, Submission, Token, WebhookSender, connect_redis, open_embedded,
@@ -106,6 +107,7 @@ conformance! {
     webhooks_are_sent_signed_until_they_are_accepted
     an_inbox_takes_what_plain_clients_push
     finished_jobs_are_kept_as_long_as_they_should
+    large_data_lie_in_the_blob_store_as_long_as_their_job
     verify_finds_nothing_wrong_after_everything
 }
 
@@ -723,6 +725,89 @@ async fn finished_jobs_are_kept_as_long_as_they_should(backend: Backend) {
     assert_eq!((again[0].duplicate, again[1].duplicate), (false, true));
     queue.broker.drop_job(&ids[11]).await.unwrap();
     assert!(matches!(queue.broker.drop_job(&again[0].id).await, Err(BrokerError::WrongState { .. })));
+}
+
+fn files_below(dir: &Path) -> usize {
+    let Ok(entries) = std::fs::read_dir(dir) else { return 0 };
+    entries.flatten().map(|entry| if entry.path().is_dir() { files_below(&entry.path()) } else { 1 }).sum()
+}
+
+async fn large_data_lie_in_the_blob_store_as_long_as_their_job(backend: Backend) {
+    let store = tempfile::tempdir().unwrap();
+    let blobs = BlobStore::open(store.path().to_str().unwrap(), []).unwrap().within("test");
+    let config = QueueConfig { blobs: Some(blobs), keep_finished: Duration::ZERO, ..config() };
+    let queue = backend.open_with(config.clone());
+    let worker = queue.worker("w").await;
+    let large = |with: &str| json!({ "text": with.repeat(2 * 1024 * 1024) });
+    let value = json!({ "payload": large("a"), "idempotency_key": "k" });
+    let id = queue.submit(value.clone()).await;
+    assert_eq!(files_below(store.path()), 1);
+    assert_eq!(queue.submit(value).await, id);
+    assert_eq!(files_below(store.path()), 1, "nothing of the second is left");
+
+    let claim = queue.claim(&worker).await.unwrap();
+    assert_eq!(claim.job.submission.payload, Value::Null, "it is read when it is needed");
+    assert_eq!(queue.broker.load(claim.job).await.unwrap().submission.payload, large("a"));
+    queue.broker.complete(&claim.token, large("b")).await.unwrap();
+    let job = queue.broker.get(&id).await.unwrap();
+    assert_eq!((&job.result, job.result_blob.as_ref().map(|blob| blob.bytes > 1 << 21)), (&None, Some(true)));
+    let whole = queue.broker.load(job.clone()).await.unwrap();
+    assert_eq!((whole.result, whole.submission.payload), (Some(large("b")), large("a")));
+    if let Some(server) = &queue.server {
+        let used: String = server.command(&["MEMORY", "USAGE", &format!("{{test}}:j:{id}")]);
+        assert!(used.trim().parse::<u32>().unwrap() < 1_000, "{used}");
+    }
+    // Damage is noticed, not handed on.
+    let of_result = files_of(store.path(), "result").remove(0);
+    std::fs::write(&of_result, "[]").unwrap();
+    let damaged = queue.broker.load(job).await.unwrap_err();
+    assert!(damaged.to_string().contains("SHA-256"), "{damaged}");
+
+    // What is kept no longer is kept nowhere.
+    assert_eq!(queue.broker.verify(false).await.unwrap(), Vec::<String>::new());
+    let end = Instant::now() + Duration::from_secs(20);
+    while files_below(store.path()) > 0 {
+        assert!(Instant::now() < end, "the blobs of a job that is gone are still there");
+        queue.broker.reap().await.unwrap();
+    }
+    assert!(matches!(queue.broker.get(&id).await, Err(BrokerError::UnknownJob(_))));
+
+    // A process that was killed before it queued the job leaves a payload behind, which `verify` finds after a day.
+    let orphan = config.blobs.unwrap().put("lost", "payload", b"{}".to_vec()).await.unwrap();
+    assert_eq!(queue.broker.verify(true).await.unwrap(), Vec::<String>::new(), "it may be about to be queued");
+    let file = std::fs::File::options().write(true).open(store.path().join("test").join(orphan.key)).unwrap();
+    file.set_modified(std::time::SystemTime::now() - Duration::from_hours(25)).unwrap();
+    let found = queue.broker.verify(true).await.unwrap();
+    assert!(found.len() == 1 && found[0].contains("job lost"), "{found:?}");
+    assert_eq!(files_below(store.path()), 0);
+    assert_eq!(queue.broker.verify(false).await.unwrap(), Vec::<String>::new());
+}
+
+/// Files whose name begins so, anywhere below.
+fn files_of(dir: &Path, name: &str) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).unwrap().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            found.extend(files_of(&path, name));
+        } else if entry.file_name().to_string_lossy().starts_with(name) {
+            found.push(path);
+        }
+    }
+    found
+}
+
+#[tokio::test]
+async fn without_a_blob_store_large_data_are_refused_with_the_setting_that_helps() {
+    let queue = Backend::Embedded.open();
+    let worker = queue.worker("w").await;
+    let refused = queue.broker.submit(vec![job(json!({ "payload": "x".repeat(1_100_000) }))]).await.unwrap_err();
+    assert!(refused.to_string().contains("blobs.url"), "{refused}");
+    queue.submit(json!({})).await;
+    let token = queue.claim(&worker).await.unwrap().token;
+    let refused = queue.broker.complete(&token, json!("x".repeat(1_100_000))).await.unwrap_err();
+    assert!(matches!(&refused, BrokerError::TooLarge(why) if why.contains("blobs.url")), "{refused}");
+    queue.broker.complete(&token, json!("small")).await.unwrap();
 }
 
 async fn verify_finds_nothing_wrong_after_everything(backend: Backend) {

@@ -85,7 +85,8 @@ pub(super) async fn list(
 }
 
 pub(super) async fn get(State(deps): State<AdminDeps>, Path(id): Path<String>) -> Result<Json<Job>, ApiError> {
-    Ok(Json(deps.broker.get(&job_id(&id)?).await?))
+    let job = deps.broker.get(&job_id(&id)?).await?;
+    Ok(Json(deps.broker.load(job).await?))
 }
 
 pub(super) async fn cancel(State(deps): State<AdminDeps>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
@@ -229,6 +230,7 @@ impl Follow {
             self.pending = self.deps.broker.events(&self.id, self.cursor).await.ok()?;
             if self.pending.is_empty() && job.state.is_final() {
                 self.ended = true;
+                let job = self.deps.broker.load(Job { payload_blob: None, ..job }).await.ok()?;
                 return Some(Step::End(json!({ "state": job.state, "result": job.result, "failure": job.failure })));
             }
             if self.pending.is_empty() {

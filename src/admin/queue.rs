@@ -1,4 +1,3 @@
-use std::convert::Infallible;
 use std::time::Duration;
 
 use axum::Json;
@@ -13,7 +12,7 @@ use serde_json::{Value, json};
 use super::error::ApiError;
 use super::server::AdminDeps;
 use crate::base::{Name, Seconds, Timestamp};
-use crate::queue::{Class, JobFilter, JobSchedule, JobState, Limit, QueueStats, Scope};
+use crate::queue::{BrokerError, Class, JobFilter, JobSchedule, JobState, Limit, QueueStats, Scope};
 
 /// Classes that one answer lists.
 const MAX_CLASSES: usize = 1_000;
@@ -203,22 +202,29 @@ pub(super) async fn purge(
     }
 }
 
-/// Every job on a line of its own.
+/// Every job on a line of its own. An answer that breaks off is not the whole queue.
 pub(super) async fn export(State(deps): State<AdminDeps>) -> Result<Response, ApiError> {
-    let (first, next) = deps.broker.scan(None).await?;
-    let lines = |jobs: Vec<crate::queue::Job>| {
-        let texts = jobs.iter().filter_map(|job| serde_json::to_string(job).ok());
-        Bytes::from(texts.fold(String::new(), |all, line| format!("{all}{line}\n")))
-    };
-    let pages = stream::unfold((Some((first, next)), deps), move |(page, deps)| async move {
-        let (jobs, next) = page?;
+    let first = export_page(&deps, None).await?;
+    let pages = stream::try_unfold((Some(first), deps), |(page, deps)| async move {
+        let Some((lines, next)) = page else { return Ok(None) };
         let following = match next {
-            Some(cursor) => deps.broker.scan(Some(cursor)).await.ok(),
+            Some(cursor) => Some(export_page(&deps, Some(cursor)).await?),
             None => None,
         };
-        Some((Ok::<_, Infallible>(lines(jobs)), (following, deps)))
+        Ok::<_, BrokerError>(Some((lines, (following, deps))))
     });
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(pages)).into_response())
+}
+
+async fn export_page(deps: &AdminDeps, cursor: Option<String>) -> Result<(Bytes, Option<String>), BrokerError> {
+    let (jobs, next) = deps.broker.scan(cursor).await?;
+    let mut lines = Vec::new();
+    for job in jobs {
+        let job = deps.broker.load(job).await?;
+        serde_json::to_writer(&mut lines, &job).map_err(|cause| BrokerError::Damaged { why: cause.to_string() })?;
+        lines.push(b'\n');
+    }
+    Ok((Bytes::from(lines), next))
 }
 
 /// Pauses a scope and answers when none of its jobs runs any more.

@@ -1,5 +1,6 @@
 //! What the engine does with the operating system: primitives without policy.
 
+mod blobs;
 mod cgroup;
 mod gpu;
 mod memory;
@@ -12,6 +13,7 @@ mod system;
 mod usage;
 mod watch;
 
+pub use blobs::{BlobError, BlobRef, BlobStore};
 pub use cgroup::{Cgroup, CgroupLimits, Cgroups, oom_kills};
 pub use gpu::{Gpu, gpus};
 pub use memory::give_back;

@@ -22,7 +22,7 @@ use super::workers::Workers;
 use crate::admin::{AdminDeps, Control, MachineIdentity, serve};
 use crate::base::{Problems, Timestamp};
 use crate::host::process::{Processes, kill_leftovers};
-use crate::host::{self, FileWatcher, HostSignal, Identity, StateDir, StateDirError};
+use crate::host::{self, BlobStore, FileWatcher, HostSignal, Identity, StateDir, StateDirError};
 use crate::queue::{self, Broker, BrokerError, QueueConfig, WebhookSender};
 use crate::script::{MachineContext, ScriptHost, ScriptHostConfig};
 use crate::settings::{Overrides, QueueBackend, Settings};
@@ -326,13 +326,16 @@ async fn keep_queue(
 }
 
 fn open_queue(settings: &Settings) -> Result<Arc<dyn Broker>, BrokerError> {
+    let name = settings.queue.name.as_str();
     let secret = settings.queue.webhook_secret.as_ref().map(|secret| secret.reveal().as_bytes().to_vec());
     let _ = rustls::crypto::ring::default_provider().install_default();
     let webhooks = Some(Arc::new(WebhookSender::new(reqwest::Client::new(), secret)));
-    let config = QueueConfig { lease: settings.queue.lease.get(), webhooks, ..QueueConfig::default() };
+    let open = |url: &String| Ok::<_, BrokerError>(BlobStore::open(url, std::env::vars())?.within(name));
+    let blobs = settings.blobs.url.as_ref().map(open).transpose()?;
+    let config = QueueConfig { lease: settings.queue.lease.get(), webhooks, blobs, ..QueueConfig::default() };
     match &settings.queue.backend {
         QueueBackend::Embedded(path) => queue::open_embedded(path, config),
-        QueueBackend::Redis(address) => Ok(queue::connect_redis(address.clone(), settings.queue.name.as_str(), config)),
+        QueueBackend::Redis(address) => Ok(queue::connect_redis(address.clone(), name, config)),
     }
 }
 

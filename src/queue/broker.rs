@@ -12,6 +12,7 @@ use super::{
     Submission, Token, WebhookSender,
 };
 use crate::base::{Name, Timestamp};
+use crate::host::{BlobError, BlobStore};
 use crate::spec::Capabilities;
 
 /// What all processes on one queue should agree on.
@@ -29,6 +30,8 @@ pub struct QueueConfig {
     pub max_finished: u32,
     /// Sends webhooks; a process without leaves them to others.
     pub webhooks: Option<Arc<WebhookSender>>,
+    /// Keeps payloads and results over [`Submission::MAX_INLINE_BYTES`]; without it such are refused.
+    pub blobs: Option<BlobStore>,
 }
 
 impl Default for QueueConfig {
@@ -40,6 +43,7 @@ impl Default for QueueConfig {
             keep_failed: Duration::from_hours(30 * 24),
             max_finished: 100_000,
             webhooks: None,
+            blobs: None,
         }
     }
 }
@@ -116,6 +120,9 @@ pub enum BrokerError {
     /// The submission at `index` of the call is refused; none of the call was taken.
     #[error("submission {index} is refused: {why}")]
     Refused { index: usize, why: String },
+    /// The result was not taken, and will not be.
+    #[error("{0}")]
+    TooLarge(String),
     #[error("worker {0} is not registered, or its lease has run out")]
     NotRegistered(String),
     /// The backend cannot be reached or is failing; the same call may succeed later.
@@ -124,6 +131,15 @@ pub enum BrokerError {
     /// What is stored cannot be what the queue's functions wrote, or they failed. The same call will fail again.
     #[error("the queue's data are damaged: {why}; `machinist queue verify` looks closer")]
     Damaged { why: String },
+}
+
+impl From<BlobError> for BrokerError {
+    fn from(cause: BlobError) -> Self {
+        match cause {
+            BlobError::Unavailable { .. } => Self::Unavailable { why: cause.to_string() },
+            BlobError::Address { .. } | BlobError::Missing { .. } | BlobError::Damaged { .. } => Self::damaged(&cause),
+        }
+    }
 }
 
 impl BrokerError {
@@ -193,7 +209,11 @@ pub trait Broker: Send + Sync + 'static {
     /// Queues a failed or cancelled job again with fresh attempts.
     async fn retry(&self, id: &JobId) -> Result<JobState, BrokerError>;
 
+    /// A payload or result that lies in the blob store stays there: see [`Self::load`].
     async fn get(&self, id: &JobId) -> Result<Job, BrokerError>;
+
+    /// The job with its payload and result in their places, wherever they lie.
+    async fn load(&self, job: Job) -> Result<Job, BrokerError>;
 
     /// What comes first, first: running, pending, delayed and blocked jobs in their order, then ended ones, the newest
     /// first. Without payloads and results.

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::base::{Backoff, Name, Seconds, Timestamp, is_default};
+use crate::host::BlobRef;
 use crate::spec::Requirement;
 
 /// A job's id: 1 to 128 characters of ASCII letters, digits, `.`, `_`, `:` and `-`.
@@ -129,7 +130,7 @@ pub struct Submission {
     pub id: Option<JobId>,
     /// Which kind of work it is, usually a connector's name.
     pub service: Name,
-    /// What the connector is given. Over 1 MiB as JSON it is kept in the blob store, when there is one.
+    /// What the connector is given. Over 1 MiB of JSON it is kept in the blob store, at most 64 MiB.
     #[serde(default, skip_serializing_if = "Value::is_null")]
     pub payload: Value,
     #[serde(default, skip_serializing_if = "is_default")]
@@ -207,8 +208,10 @@ fn default_wait() -> Seconds {
 }
 
 impl Submission {
-    /// The payload's limit, in bytes of JSON.
-    pub const MAX_PAYLOAD_BYTES: usize = 1024 * 1024;
+    /// Larger payloads and results, in bytes of JSON, go to the blob store.
+    pub const MAX_INLINE_BYTES: usize = 1024 * 1024;
+    /// The limit of what the blob store takes.
+    pub const MAX_BLOB_BYTES: usize = 64 * 1024 * 1024;
     pub const MAX_KEY_BYTES: usize = 256;
 
     pub fn new(service: Name, payload: Value) -> Self {
@@ -405,6 +408,12 @@ pub struct Job {
     pub progress: Option<Progress>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub result: Option<Value>,
+    /// Where the payload is kept, when it is too large for the queue; then `payload` is null until it is loaded.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub payload_blob: Option<BlobRef>,
+    /// The same of the result.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub result_blob: Option<BlobRef>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub failure: Option<Failure>,
     /// What the connector saved so that a later attempt can resume.

@@ -11,18 +11,24 @@ const MAX_DEPENDENCIES: usize = 10_000;
 const MAX_EXPRESSION: usize = 1_000;
 const MAX_TIMEOUT: Duration = Duration::from_hours(7 * 24);
 
-/// Why a submission cannot be taken, as a sentence for its author.
-pub(super) fn refuse(submission: &Submission) -> Option<String> {
+/// Why a submission cannot be taken, as a sentence for its author. `most`: so many bytes of payload can be kept.
+pub(super) fn refuse(submission: &Submission, most: usize) -> Option<String> {
     let depth = depth(&submission.payload, 0).max(
         serde_json::to_value(&submission.requirement).map_or(MAX_DEPTH + 1, |requirement| self::depth(&requirement, 0)),
     );
     if depth > MAX_DEPTH {
         return Some(format!("the job is nested deeper than {MAX_DEPTH} levels"));
     }
-    let bytes = serde_json::to_vec(&submission.payload).map_or(usize::MAX, |text| text.len());
-    if bytes > Submission::MAX_PAYLOAD_BYTES {
-        let limit = Submission::MAX_PAYLOAD_BYTES;
-        return Some(format!("the payload has {bytes} bytes, at most {limit} are taken; pass large data by reference"));
+    let large = size_bound(&submission.payload) > most;
+    let count = || serde_json::to_vec(&submission.payload).map_or(usize::MAX, |text| text.len());
+    if large
+        && let bytes = count()
+        && bytes > most
+    {
+        let help = if most < Submission::MAX_BLOB_BYTES { " (more with the setting blobs.url)" } else { "" };
+        return Some(format!(
+            "the payload has {bytes} bytes, at most {most} are taken{help}; pass large data by reference"
+        ));
     }
     let keys = [&submission.idempotency_key, &submission.unique_key];
     if keys.into_iter().flatten().any(|key| key.is_empty() || key.len() > Submission::MAX_KEY_BYTES) {
@@ -85,6 +91,19 @@ pub(super) fn refuse(submission: &Submission) -> Option<String> {
     None
 }
 
+/// At least the bytes of the value as JSON, told without writing it.
+pub(super) fn size_bound(value: &Value) -> usize {
+    // A character takes at most six bytes, a number thirty.
+    let text = |text: &str| text.len() * 6 + 2;
+    match value {
+        Value::Null | Value::Bool(_) => 5,
+        Value::Number(_) => 30,
+        Value::String(string) => text(string),
+        Value::Array(items) => items.iter().map(|item| size_bound(item) + 1).sum::<usize>() + 2,
+        Value::Object(map) => map.iter().map(|(key, item)| text(key) + size_bound(item) + 2).sum::<usize>() + 2,
+    }
+}
+
 fn depth(value: &Value, above: usize) -> usize {
     if above > MAX_DEPTH {
         return above;
@@ -104,7 +123,8 @@ mod tests {
     #[test]
     fn bad_jobs_are_refused_with_a_reason() {
         let read = |value: Value| serde_json::from_value::<Submission>(value).unwrap();
-        assert_eq!(refuse(&read(json!({ "service": "s", "payload": { "a": [1, 2] } }))), None);
+        let most = Submission::MAX_INLINE_BYTES;
+        assert_eq!(refuse(&read(json!({ "service": "s", "payload": { "a": [1, 2] } })), most), None);
         let mut deep = json!(1);
         for _ in 0..70 {
             deep = json!([deep]);
@@ -121,7 +141,7 @@ mod tests {
             (json!({ "service": "s", "customer": "c".repeat(300) }), "has 300 bytes"),
             (json!({ "service": "s", "requirement": { "hardware": { "ram_gb": -1.0 } } }), "hardware"),
         ] {
-            let refusal = refuse(&read(job)).unwrap();
+            let refusal = refuse(&read(job), most).unwrap();
             assert!(refusal.contains(why), "{refusal}");
         }
     }

@@ -66,6 +66,7 @@ fn body(job: &Job) -> Value {
     let fields = data.as_object_mut().expect("UNWRAP: made as an object above");
     let mut add = |name: &str, value: Option<Value>| drop(value.map(|value| fields.insert(name.to_owned(), value)));
     add("result", job.result.clone());
+    add("result_blob", job.result_blob.as_ref().map(|blob| json!(blob)));
     add("failure", job.failure.as_ref().map(|failure| json!(failure)));
     add("customer", job.submission.customer.as_ref().map(|customer| json!(customer)));
     add("workflow", job.submission.workflow.as_ref().map(|workflow| json!(workflow)));

@@ -7,8 +7,8 @@ use serde_json::Value;
 
 use super::document::{read_toml, read_yaml};
 use super::model::{
-    ConnectorSettings, HttpSettings, LogSettings, MachineSettings, QueueBackend, QueueSettings, ReloadSettings,
-    ResourceSettings, Settings, ShutdownSettings,
+    BlobSettings, ConnectorSettings, HttpSettings, LogSettings, MachineSettings, QueueBackend, QueueSettings,
+    ReloadSettings, ResourceSettings, Settings, ShutdownSettings,
 };
 use super::origin::{Leaf, Origin, Tree};
 use super::{RedisAddress, Secret};
@@ -291,6 +291,14 @@ fn read_settings(dir: &Path, value: &Value, reader: &mut Reader<'_>) -> Option<S
             connect_timeout: connect_timeout?,
         })
     });
+    let blobs = reader.section(&mut root, "blobs", |reader, fields| {
+        let url = text(fields, reader, "blobs", "url");
+        let in_state_dir = || match &queue.as_ref()?.backend {
+            QueueBackend::Embedded(_) => Some(state_dir.join("blobs").to_string_lossy().into_owned()),
+            QueueBackend::Redis(_) => None,
+        };
+        Some(BlobSettings { url: url.or_else(in_state_dir) })
+    });
     let http = reader.section(&mut root, "http", |reader, fields| {
         let listen = reader.get::<SocketAddr>(fields, "http", "listen");
         let token = text(fields, reader, "http", "token").map(Secret::new);
@@ -336,6 +344,7 @@ fn read_settings(dir: &Path, value: &Value, reader: &mut Reader<'_>) -> Option<S
         scripts_dir,
         machine: machine?,
         queue: queue?,
+        blobs: blobs?,
         http: http?,
         reload: reload?,
         shutdown: shutdown?,

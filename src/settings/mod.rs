@@ -10,8 +10,8 @@ mod secret;
 
 pub use layers::{Overrides, load, machine_file};
 pub use model::{
-    ConnectorSettings, HttpSettings, LogSettings, MachineSettings, QueueBackend, QueueSettings, ReloadSettings,
-    ResourceSettings, Settings, ShutdownSettings,
+    BlobSettings, ConnectorSettings, HttpSettings, LogSettings, MachineSettings, QueueBackend, QueueSettings,
+    ReloadSettings, ResourceSettings, Settings, ShutdownSettings,
 };
 pub use origin::{Leaf, Origin, Tree};
 pub use redis_address::{RedisAddress, RedisNodes};

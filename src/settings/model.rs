@@ -18,6 +18,7 @@ pub struct Settings {
     pub scripts_dir: PathBuf,
     pub machine: MachineSettings,
     pub queue: QueueSettings,
+    pub blobs: BlobSettings,
     pub http: HttpSettings,
     pub reload: ReloadSettings,
     pub shutdown: ShutdownSettings,
@@ -56,6 +57,12 @@ pub struct QueueSettings {
 pub enum QueueBackend {
     Embedded(PathBuf),
     Redis(RedisAddress),
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct BlobSettings {
+    /// None: large payloads are refused.
+    pub url: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]

@@ -7,7 +7,7 @@ use tokio::task::JoinHandle;
 
 use super::JobSink;
 use crate::base::{Backoff, Seconds, Timestamp};
-use crate::queue::{Broker, BrokerError, Failure, JobState, Progress, Token};
+use crate::queue::{Broker, BrokerError, Failure, FailureClass, JobState, Progress, Token};
 
 /// At most so many log lines are kept of one attempt, each of so many bytes at most.
 const MAX_LOG_LINES: usize = 1_000;
@@ -194,7 +194,9 @@ pub(super) enum Outcome {
 pub(super) async fn hand_over(broker: &dyn Broker, token: &Token, outcome: &Outcome) -> Option<JobState> {
     let backoff = Backoff { initial: Seconds::from_millis(100), max: Seconds::from_secs(5), ..Backoff::default() };
     let mut failures = 0;
+    let mut instead = None;
     loop {
+        let outcome = instead.as_ref().unwrap_or(outcome);
         let result = match outcome {
             Outcome::Completed(result) => broker.complete(token, result.clone()).await.map(|()| JobState::Completed),
             Outcome::Failed(failure) => broker.fail(token, failure.clone()).await,
@@ -207,6 +209,10 @@ pub(super) async fn hand_over(broker: &dyn Broker, token: &Token, outcome: &Outc
                 let delay = backoff.random_delay(failures);
                 tracing::warn!(job = %token.job, "the outcome is kept and tried again in {delay:?}: {why}");
                 tokio::time::sleep(delay).await;
+            }
+            // Said as the job's failure, which it is: it would be the same again.
+            Err(cause @ BrokerError::TooLarge(_)) => {
+                instead = Some(Outcome::Failed(Failure::new(FailureClass::Fatal, cause.to_string())));
             }
             Err(_) => return None,
         }

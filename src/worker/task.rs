@@ -311,7 +311,12 @@ impl Shared {
         let id = claim.token.job.clone();
         let affinity = claim.job.submission.affinity.clone();
         let service = claim.job.submission.service.to_string();
-        let run = AssertUnwindSafe(connector.run(Arc::new(claim.job), context)).catch_unwind();
+        let broker = &self.config.broker;
+        let run = AssertUnwindSafe(async move {
+            let job = broker.load(claim.job).await.map_err(|cause| not_loaded(&cause))?;
+            connector.run(Arc::new(job), context).await
+        })
+        .catch_unwind();
         tokio::pin!(run);
         let mut timed_out = false;
         let result = tokio::select! {
@@ -499,6 +504,15 @@ impl Shared {
             failed,
         });
     }
+}
+
+/// What the job is to work on could not be read.
+fn not_loaded(cause: &BrokerError) -> Failure {
+    let class = match cause {
+        BrokerError::Unavailable { .. } => FailureClass::Retryable,
+        _ => FailureClass::Fatal,
+    };
+    Failure::new(class, format!("its payload could not be loaded: {cause}"))
 }
 
 fn panicked(what: &str) -> Failure {

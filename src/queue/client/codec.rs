@@ -3,6 +3,7 @@ use std::collections::HashMap;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::large::{self, Prepared};
 use crate::base::{Name, Timestamp};
 use crate::queue::matching::ClassId;
 use crate::queue::store::Reply;
@@ -55,15 +56,14 @@ fn text(value: &impl serde::Serialize) -> Result<String> {
 }
 
 /// What one job's arguments to `submit` are.
-pub(super) fn submission(id: &JobId, class: &ClassId, submission: &Submission, out: &mut Vec<String>) -> Result<()> {
+pub(super) fn submission(class: &ClassId, job: &Prepared, out: &mut Vec<String>) -> Result<()> {
+    let Prepared { id, submission, payload } = job;
     let default = Submission::new(submission.service.clone(), Value::Null);
     let millis = |duration: std::time::Duration| duration.as_millis().to_string();
-    let flags = match (submission.unique_key.is_some(), submission.webhook.is_some()) {
-        (false, false) => "-",
-        (true, false) => "u",
-        (false, true) => "w",
-        (true, true) => "uw",
-    };
+    let flag = |letter, set| if set { letter } else { "" };
+    let unique = flag("u", submission.unique_key.is_some());
+    let flags = format!("{unique}{}{}", flag("w", submission.webhook.is_some()), flag("l", payload.is_some()));
+    let flags = if flags.is_empty() { "-".to_owned() } else { flags };
     let mut depends_on = submission.depends_on.clone();
     depends_on.sort();
     depends_on.dedup();
@@ -74,7 +74,7 @@ pub(super) fn submission(id: &JobId, class: &ClassId, submission: &Submission, o
         submission.customer.clone().unwrap_or_default(),
         class.0.clone(),
         if submission.timeout == default.timeout { "-".to_owned() } else { millis(submission.timeout.get()) },
-        flags.to_owned(),
+        flags,
         submission.not_before.map_or(0, Timestamp::as_millis).to_string(),
         submission.idempotency_key.clone().unwrap_or_default(),
         submission.unique_key.clone().unwrap_or_default(),
@@ -86,7 +86,8 @@ pub(super) fn submission(id: &JobId, class: &ClassId, submission: &Submission, o
     // What there is beside service and payload, which most jobs are.
     let rest = Submission { payload: Value::Null, ..submission.clone() };
     let rest = if rest == default { String::new() } else { text(&rest)? };
-    out.push(format!("{} {} {rest} {}", submission.service, rest.len(), text(&submission.payload)?));
+    let payload = payload.as_ref().map_or_else(|| text(&submission.payload), large::text)?;
+    out.push(format!("{} {} {rest} {payload}", submission.service, rest.len()));
     Ok(())
 }
 
@@ -117,7 +118,8 @@ pub(super) fn stored(id: &str, raw: &str, run: &str, due: &str, changes: Reply) 
     } else {
         json(rest)?
     };
-    let submission = Submission { payload: json(payload)?, ..submission };
+    let (payload, payload_blob) = large::read(payload.trim_start())?;
+    let submission = Submission { payload, ..submission };
     let submitted = u64::from_str_radix(submitted, 36).map_err(|_| damaged())?;
     let changes: HashMap<String, String> = changes.pairs()?.into_iter().collect();
     let change = |name: &str| changes.get(name).map(String::as_str);
@@ -134,13 +136,20 @@ pub(super) fn stored(id: &str, raw: &str, run: &str, due: &str, changes: Reply) 
         losses: number("lo"),
         waits_for: number("need"),
         progress: change("pr").map(json).transpose()?,
-        result: change("res").map(json).transpose()?,
+        result: None,
+        payload_blob,
+        result_blob: None,
         failure: change("fail").map(json).transpose()?,
         saved: change("sv").map(json).transpose()?,
         history: change("h").map(json).transpose()?.unwrap_or_default(),
         submission: Submission { id: None, ..submission },
         id,
     };
+    if let Some(text) = change("res") {
+        let (result, blob) = large::read(text)?;
+        job.result = blob.is_none().then_some(result);
+        job.result_blob = blob;
+    }
     if !due.is_empty() {
         job.state = JobState::Delayed;
         job.due = Some(time(due)?);

@@ -1,5 +1,6 @@
 use std::time::{Duration, Instant};
 
+use super::large::Prepared;
 use super::{Client, Reply, codec, lock, show};
 use crate::base::{Schedule, Timestamp};
 use crate::queue::lifecycle::Transition;
@@ -29,8 +30,9 @@ impl Client {
         let (now, due, lease) = (codec::time(&part().text()?)?, part().text()?, part().text()?);
         self.shared.note_due(&due);
         let (expired, overdue) = (part().texts()?, part().texts()?);
-        let (unsettled, outbox, schedule, inbox) =
-            (part().number::<u64>()?, part().number::<u8>()?, part().text()?, part().number::<u64>()?);
+        let (unsettled, outbox, schedule, inbox, garbage) =
+            (part().number::<u64>()?, part().number::<u8>()?, part().text()?, part().number()?, part().number()?);
+        let (inbox, garbage): (u64, u64) = (inbox, garbage);
         let stats = codec::stats(part())?;
         show(&stats);
 
@@ -59,6 +61,9 @@ impl Client {
             self.retain().await?;
         } else {
             *lock(&self.shared.retained) = retained;
+        }
+        if garbage > 0 {
+            self.collect().await?;
         }
         if outbox == 1 && self.config.webhooks.is_some() {
             self.deliver_webhooks().await?;
@@ -113,7 +118,7 @@ impl Client {
             let mut refused = None;
             for entry in &entries {
                 match serde_json::from_str::<Submission>(entry).map_err(|cause| cause.to_string()) {
-                    Ok(submission) => match refuse(&submission) {
+                    Ok(submission) => match refuse(&submission, Submission::MAX_INLINE_BYTES) {
                         None => jobs.push(submission),
                         Some(why) => refused = Some(why),
                     },
@@ -129,8 +134,14 @@ impl Client {
                 }
                 continue;
             }
-            let jobs: Vec<(JobId, Submission)> =
-                jobs.into_iter().map(|mut job| (job.id.take().unwrap_or_else(JobId::random), job)).collect();
+            let jobs: Vec<Prepared> = jobs
+                .into_iter()
+                .map(|mut job| Prepared {
+                    id: job.id.take().unwrap_or_else(JobId::random),
+                    submission: job,
+                    payload: None,
+                })
+                .collect();
             let (submit, count, classes) = Self::encode(&jobs)?;
             let more = count < jobs.len();
             let mut arguments = vec![count.to_string(), first.clone(), entries[count - 1].clone()];
@@ -161,7 +172,7 @@ impl Client {
         }
     }
 
-    async fn ingest_first(&self, entries: &[String], jobs: &[(JobId, Submission)], count: usize) -> Result<()> {
+    async fn ingest_first(&self, entries: &[String], jobs: &[Prepared], count: usize) -> Result<()> {
         let (submit, _, classes) = Self::encode(&jobs[..count])?;
         let mut arguments = vec![count.to_string(), entries[0].clone(), entries[count - 1].clone()];
         arguments.extend(submit);
@@ -183,7 +194,7 @@ impl Client {
 
     pub(super) async fn store_schedule(&self, schedule: JobSchedule) -> Result<Timestamp> {
         let refused = |why: String| BrokerError::Refused { index: 0, why };
-        if let Some(why) = refuse(&schedule.job) {
+        if let Some(why) = refuse(&schedule.job, Submission::MAX_INLINE_BYTES) {
             return Err(refused(why));
         }
         let cron: Schedule = schedule.cron.parse().map_err(refused)?;
@@ -296,6 +307,7 @@ impl Client {
         let classes: Vec<String> = self.roster().classes.keys().map(|id| id.0.clone()).collect();
         problems.extend(self.audit_all("audit_classes", flag, &classes).await?);
         problems.extend(self.store.call("audit_pending", vec![flag.to_owned()]).await?.texts()?);
+        problems.extend(self.audit_blobs(repair).await?);
         Ok(problems)
     }
 

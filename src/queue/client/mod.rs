@@ -6,6 +6,7 @@
 mod batch;
 mod codec;
 mod keeper;
+mod large;
 mod roster;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -19,6 +20,7 @@ use tokio::sync::{Notify, broadcast, watch};
 
 use self::batch::Batcher;
 use self::codec::Stored;
+use self::large::Prepared;
 use self::roster::Roster;
 use super::lifecycle::{Avoid, Target, Transition};
 use super::matching::{Class, ClassId};
@@ -313,19 +315,19 @@ impl Client {
 
     /// Arguments of `submit` for the first of `jobs`, as many as one call should take; how many, and the classes they
     /// need.
-    fn encode(jobs: &[(JobId, Submission)]) -> Result<(Vec<String>, usize, BTreeMap<ClassId, Class>)> {
+    fn encode(jobs: &[Prepared]) -> Result<(Vec<String>, usize, BTreeMap<ClassId, Class>)> {
         let mut classes = BTreeMap::new();
         let mut rest = Vec::with_capacity(jobs.len().min(SUBMIT_CHUNK) * 13);
         let mut taken = 0;
-        for (id, submission) in jobs {
-            let class = Class::of(submission);
+        for job in jobs {
+            let class = Class::of(&job.submission);
             let class_id = class.id();
             let full = classes.len() == SUBMIT_CLASSES && !classes.contains_key(&class_id);
             if full || taken == SUBMIT_CHUNK {
                 break;
             }
             taken += 1;
-            codec::submission(id, &class_id, submission, &mut rest)?;
+            codec::submission(&class_id, job, &mut rest)?;
             classes.entry(class_id).or_insert(class);
         }
         let mut arguments: Vec<String> = classes.keys().map(|id| id.0.clone()).collect();
@@ -565,13 +567,13 @@ async fn promote_when_due(store: Arc<dyn Store>, shared: Weak<Shared>, mut due: 
 impl Broker for Client {
     async fn submit(&self, submissions: Vec<Submission>) -> Result<Vec<Submitted>> {
         for (index, submission) in submissions.iter().enumerate() {
-            if let Some(why) = refuse(submission) {
+            if let Some(why) = refuse(submission, self.most_bytes()) {
                 return Err(BrokerError::Refused { index, why });
             }
         }
-        let mut jobs: Vec<(JobId, Submission)> = Vec::with_capacity(submissions.len());
-        for mut submission in submissions {
-            jobs.push((submission.id.take().unwrap_or_else(JobId::random), submission));
+        let mut jobs: Vec<Prepared> = Vec::with_capacity(submissions.len());
+        for submission in submissions {
+            jobs.push(self.prepare(submission).await?);
         }
         let mut all = Vec::with_capacity(jobs.len());
         while all.len() < jobs.len() {
@@ -592,10 +594,12 @@ impl Broker for Client {
                     break submitted;
                 }
             };
-            for ((_, submission), submitted) in chunk.iter().zip(&submitted) {
+            for (job, submitted) in chunk.iter().zip(&submitted) {
                 if !submitted.duplicate {
-                    let service = submission.service.to_string();
+                    let service = job.submission.service.to_string();
                     counter!("machinist_jobs_submitted_total", "service" => service).increment(1);
+                } else if submitted.id != job.id {
+                    self.drop_prepared(job).await;
                 }
             }
             all.extend(submitted);
@@ -709,7 +713,8 @@ impl Broker for Client {
     }
 
     async fn complete(&self, token: &Token, result: Value) -> Result<()> {
-        match self.completions.ask((token.clone(), result.to_string())).await?.as_str() {
+        let result = self.place_result(&token.job, result.to_string()).await?;
+        match self.completions.ask((token.clone(), result)).await?.as_str() {
             "OK" => Ok(()),
             "UNKNOWN" => Err(BrokerError::UnknownJob(token.job.clone())),
             _ => Err(BrokerError::StaleToken(token.clone())),
@@ -777,6 +782,10 @@ impl Broker for Client {
 
     async fn get(&self, id: &JobId) -> Result<Job> {
         Ok(self.one(id).await?.1.job)
+    }
+
+    async fn load(&self, job: Job) -> Result<Job> {
+        self.loaded(job).await
     }
 
     async fn list(&self, filter: &JobFilter) -> Result<Vec<Job>> {

@@ -31,8 +31,9 @@ const BACKOFF: Backoff =
 const PAGE: usize = 1_000;
 
 /// Functions that end or shorten what there is: allowed when memory is short.
-const SHRINKING: [&str; 12] = [
+const SHRINKING: [&str; 13] = [
     "cancel",
+    "collected",
     "complete",
     "delivered",
     "drop",

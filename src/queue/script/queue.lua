@@ -25,6 +25,7 @@
 --   lim scope -> "max rate burst paused"; run scope -> running; tb token buckets; pk:<scope> parked classes; pb; ut
 --   vt, ft:<base> virtual time of fair queueing; wf, wfz place of a workflow; ik, ki idempotency; uq, uk unique keys
 --   wt jobs whose events somebody watches, until when
+--   bl jobs that have something in the blob store; bg those of them that are gone: "id time"
 --   dp:<id> who waits for it; sl finished jobs whose dependents have to be told; o outbox of webhooks
 --   sc schedules by next time; sj their definitions; inbox submissions by plain clients; wm:<model> who has it loaded
 
@@ -411,7 +412,7 @@ end
 
 local F, reads = {}, {}
 
--- classes..., "", then per job: id base customer class timeout flags due idempotency unique workflow policy n deps... json
+-- classes..., "", then per job: id base customer class timeout flags (u unique, w webhook, l payload in the blob store) due idempotency unique workflow policy n deps... json
 function F.submit(a)
   local now = now_ms()
   local i, wanted = 1, {}
@@ -477,6 +478,7 @@ function F.submit(a)
         call('HSET', P .. 'uq', unique, id)
         call('HSET', P .. 'uk', id, unique)
       end
+      if find(flags, 'l', 1, true) then call('SADD', P .. 'bl', id) end
       count[cid] = (count[cid] or 0) + 1
       local need, doomed = 0, nil
       for n = 1, deps do
@@ -852,6 +854,7 @@ function F.complete(a)
       counts[cid] = (counts[cid] or 0) + 1
       local mk = P .. 'm:' .. id
       call('HSET', mk, 'st', 'c', 'fin', stamp, 'cl', claimed, 'w', worker, 'n', fence, 'res', result)
+      if sub(result, 1, 1) == '@' then call('SADD', P .. 'bl', id) end
       if flags == '-' then
         ends[#ends + 1] = stamp
         ends[#ends + 1] = id
@@ -1059,6 +1062,7 @@ function F.todo()
     call('ZRANGEBYSCORE', P .. 'o', '-inf', num(now), 'LIMIT', 0, 1)[1] and 1 or 0,
     call('ZRANGE', P .. 'sc', 0, 0, 'WITHSCORES')[2] or '',
     call('LLEN', P .. 'inbox'),
+    call('LLEN', P .. 'bg'),
     reads.stats(),
   }
 end
@@ -1116,6 +1120,7 @@ local function drop(id, st)
   end
   call('HDEL', P .. 'uk', id)
   call('ZREM', P .. 'o', id)
+  if call('SREM', P .. 'bl', id) == 1 then call('RPUSH', P .. 'bg', id .. ' ' .. num(now_ms())) end
 end
 
 -- keep_finished keep_failed max: drops what is kept no longer, in one bounded step; answers with how many.
@@ -1164,6 +1169,14 @@ function F.retain(a)
     if #old > 0 then call('ZREM', P .. 'ft:' .. vt[i], unpack(old)) end
   end
   return n
+end
+
+-- n id: the first n of the list of garbage were deleted, of which this is the first
+function F.collected(a)
+  local first = call('LINDEX', P .. 'bg', 0)
+  if not first or match(first, '^%S+') ~= a[2] then return 0 end
+  for _ = 1, tonumber(a[1]) do call('LPOP', P .. 'bg') end
+  return 1
 end
 
 -- scope "max rate burst paused" | ""
@@ -1308,6 +1321,15 @@ function reads.definitions() return call('HGETALL', P .. 'cls') end
 function reads.held_by(a) return call('HGET', P .. 'pb', a[1]) end
 
 function reads.held(a) return call('SRANDMEMBER', P .. 'i:' .. a[1], 100) end
+
+-- Jobs that are gone, and since when, whose blobs are to be deleted.
+function reads.garbage()
+  local out = {}
+  for _, entry in ipairs(call('LRANGE', P .. 'bg', 0, BATCH - 1)) do
+    out[#out + 1], out[#out + 2] = match(entry, '^(%S+) (%S+)$')
+  end
+  return out
+end
 
 function reads.inbox() return call('LRANGE', P .. 'inbox', 0, 99) end
 
