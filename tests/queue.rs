@@ -884,7 +884,7 @@ async fn verify_finds_nothing_wrong_after_everything(backend: Backend) {
 #[tokio::test]
 async fn a_failover_ends_with_claims_on_the_new_master() {
     let mut sentinels = support::redis::Sentinels::start();
-    let broker = connect_redis(sentinels.url().parse().unwrap(), "test", config());
+    let broker = connect_redis(format!("{}?replicas=1", sentinels.url()).parse().unwrap(), "test", config());
     let server = None;
     let queue = Queue { broker, server, dir: tempfile::tempdir().unwrap() };
     let worker = queue.worker("w").await;
@@ -892,8 +892,8 @@ async fn a_failover_ends_with_claims_on_the_new_master() {
         queue.submit(json!({ "id": format!("j{n}") })).await;
     }
     let held = queue.claim(&worker).await.unwrap();
-    // What the replica has not been sent yet would be lost with its master: that is Redis' own promise.
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    // It waits for the replica, which then has the claim too.
+    queue.submit(json!({ "id": "last" })).await;
     sentinels.master.kill();
     let end = Instant::now() + Duration::from_secs(30);
     let request = ClaimRequest { registration: worker.clone(), limit: 1, loaded: BTreeSet::new() };
@@ -912,6 +912,92 @@ async fn a_failover_ends_with_claims_on_the_new_master() {
     queue.broker.complete(&next.token, json!(1)).await.unwrap();
     assert_eq!(queue.broker.stats().await.unwrap().completed, 2);
     assert_eq!(queue.broker.verify(false).await.unwrap(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_claim_that_redis_has_forgotten_stays_with_its_holder() {
+    let mut server = RedisServer::start(&[]);
+    let broker = connect_redis(server.url().parse().unwrap(), "test", config());
+    let workers = [who("a", "1"), who("b", "1")];
+    for worker in &workers {
+        broker.register(worker, &capabilities(&worker.worker, json!({}))).await.unwrap();
+    }
+    let claim = async |worker: &Registration| {
+        let request = ClaimRequest { registration: worker.clone(), limit: 1, loaded: BTreeSet::new() };
+        broker.claim(&request).await
+    };
+    for id in ["kept", "lost", "limited"] {
+        broker.submit(vec![job(json!({ "id": id, "customer": id }))]).await.unwrap();
+    }
+    let limit = Limit { max_running: Some(1), ..Limit::default() };
+    broker.set_limit(&Scope::Customer("limited".to_owned()), limit).await.unwrap();
+    server.command(&["SAVE"]);
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        held.push(claim(&workers[0]).await.unwrap().remove(0).token);
+    }
+    // As after a failover to a replica that was behind.
+    server.kill();
+    server.restart();
+    let mut reconnections = broker.reconnections();
+    let end = Instant::now() + Duration::from_secs(20);
+    let other = loop {
+        match claim(&workers[1]).await {
+            Ok(mut claims) => break claims.remove(0).token,
+            Err(cause) => assert!(Instant::now() < end, "{cause}"),
+        }
+    };
+    assert!(reconnections.has_changed().unwrap(), "workers are told to say what they hold");
+    reconnections.mark_unchanged();
+    assert_eq!(other.job, held[0].job, "Redis thinks that nobody has it");
+    assert!(other.claim > held.iter().map(|token| token.claim).max().unwrap(), "no claim is given out twice");
+    let reply = broker.heartbeat(&workers[0], &held, &BTreeSet::new()).await.unwrap();
+    assert_eq!(reply.lost, [held[0].job.clone()], "another has it by now; the others stay");
+    assert!(claim(&workers[1]).await.unwrap().is_empty());
+    broker.submit(vec![job(json!({ "customer": "limited" }))]).await.unwrap();
+    assert!(claim(&workers[1]).await.unwrap().is_empty(), "it counts as running");
+    assert_eq!(broker.stats().await.unwrap().running, 3);
+    assert_eq!(broker.verify(false).await.unwrap(), Vec::<String>::new());
+    let stale = broker.complete(&held[0], json!(1)).await;
+    assert!(matches!(stale, Err(BrokerError::StaleToken(_))));
+    for token in [&other, &held[1], &held[2]] {
+        broker.complete(token, json!(1)).await.unwrap();
+    }
+    assert_eq!(claim(&workers[1]).await.unwrap().len(), 1, "the limit has room again");
+    // What has ended is not taken up again by who held it once.
+    let reply = broker.heartbeat(&workers[0], &held, &BTreeSet::new()).await.unwrap();
+    assert_eq!(reply.lost.len(), 3);
+    assert_eq!(broker.verify(false).await.unwrap(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn submissions_can_wait_for_replicas() {
+    let master = RedisServer::start(&[]);
+    let replica = RedisServer::start(&["--replicaof", "127.0.0.1", &master.port.to_string()]);
+    wait_until("the replica", Duration::from_secs(30), || {
+        replica.command(&["INFO", "replication"]).contains("master_link_status:up").then_some(())
+    });
+    let address = format!("{}?replicas=1", master.url());
+    let broker = connect_redis(address.parse().unwrap(), "test", config());
+    broker.submit(vec![job(json!({ "id": "first" }))]).await.unwrap();
+    assert!(replica.command(&["EXISTS", "{test}:j:first"]).starts_with('1'), "it has it when the call returns");
+    let signal = |name: &str| {
+        assert!(Command::new("kill").args([name, &replica.pid().to_string()]).status().unwrap().success());
+    };
+    signal("-STOP");
+    let refused = broker.submit(vec![job(json!({ "id": "second" }))]).await.unwrap_err();
+    signal("-CONT");
+    assert!(refused.to_string().contains("0 of 1 replicas"), "{refused}");
+    wait_until_async(async || broker.submit(vec![job(json!({ "id": "second" }))]).await.is_ok()).await;
+    assert_eq!(broker.stats().await.unwrap().pending, 2);
+}
+
+async fn wait_until_async(condition: impl AsyncFn() -> bool) {
+    let end = Instant::now() + Duration::from_secs(20);
+    while !condition().await {
+        assert!(Instant::now() < end, "it does not come true");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 
 use super::{
     ClassStatus, Explanation, Failure, Job, JobEvent, JobId, JobSchedule, JobState, Limit, Progress, QueueStats, Scope,
@@ -182,6 +182,9 @@ pub trait Broker: Send + Sync + 'static {
 
     /// Running jobs whose cancellation was asked for, as soon as that is known here; heartbeats tell them too.
     fn cancellations(&self) -> broadcast::Receiver<JobId>;
+
+    /// Changes when the connection to the queue is new: it may have forgotten what the last heartbeat told it.
+    fn reconnections(&self) -> watch::Receiver<u64>;
 
     async fn progress(&self, token: &Token, progress: Progress) -> Result<(), BrokerError>;
 

@@ -10,6 +10,8 @@ use serde::{Serialize, Serializer};
 /// * `redis+sentinel://[user:password@]host[:port],host.../master[/database]`: whichever the sentinels say is the master
 /// * `redis+cluster://[user:password@]host[:port],host...`: the node that has the queue's slot
 ///
+/// `?replicas=N` at the end: what is submitted counts as queued when so many replicas have it too.
+///
 /// With `rediss+sentinel` and `rediss+cluster` all nodes are spoken to in TLS; sentinels themselves never are.
 #[derive(Clone, PartialEq)]
 pub struct RedisAddress {
@@ -18,6 +20,8 @@ pub struct RedisAddress {
     password: Option<String>,
     database: i64,
     tls: bool,
+    /// So many replicas must have what is submitted.
+    pub replicas: u32,
     /// Without its password.
     shown: String,
 }
@@ -52,6 +56,13 @@ impl FromStr for RedisAddress {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (text, replicas) = match text.split_once("?replicas=") {
+            None => (text, 0),
+            Some((text, number)) => {
+                let wrong = || format!("?replicas={number} is no number of replicas");
+                (text, number.parse().map_err(|_| wrong())?)
+            }
+        };
         let (scheme, rest) = text.split_once("://").ok_or("a Redis address begins with redis://")?;
         let tls = scheme.starts_with("rediss");
         let shown = format!("{scheme}://{}", rest.rsplit_once('@').map_or(rest, |(_, rest)| rest));
@@ -64,6 +75,7 @@ impl FromStr for RedisAddress {
                 password: settings.password().map(str::to_owned),
                 database: settings.db(),
                 tls,
+                replicas,
                 shown,
             });
         }
@@ -100,7 +112,7 @@ impl FromStr for RedisAddress {
             _ => return Err(format!("{scheme}:// is none of redis, rediss, unix, redis+sentinel, redis+cluster")),
         };
         let (user, password) = (user.map(str::to_owned), password.map(str::to_owned));
-        Ok(Self { nodes, user, password, database, tls, shown })
+        Ok(Self { nodes, user, password, database, tls, replicas, shown })
     }
 }
 
@@ -142,7 +154,16 @@ mod tests {
         let cluster: RedisAddress = "rediss+cluster://a:1,b".parse().unwrap();
         assert_eq!(cluster.nodes, RedisNodes::Cluster(vec![("a".to_owned(), 1), ("b".to_owned(), 6379)]));
         assert!(cluster.tls);
-        for bad in ["host:1", "amqp://x", "redis+sentinel://a", "redis+cluster://a:x", "redis+cluster://,"] {
+        let careful: RedisAddress = "redis://host?replicas=2".parse().unwrap();
+        assert_eq!((careful.replicas, careful.to_string().as_str()), (2, "redis://host"));
+        for bad in [
+            "host:1",
+            "amqp://x",
+            "redis+sentinel://a",
+            "redis+cluster://a:x",
+            "redis+cluster://,",
+            "redis://a?replicas=x",
+        ] {
             assert!(bad.parse::<RedisAddress>().is_err(), "{bad}");
         }
     }

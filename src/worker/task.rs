@@ -399,6 +399,7 @@ impl Shared {
         let margin = self.config.lease / 6;
         let mut renewed = Instant::now();
         let mut cancellations = self.config.broker.cancellations();
+        let mut reconnections = self.config.broker.reconnections();
         loop {
             // All workers of a process beat at the same instants, so that the queue hears of them in one call.
             let next = EPOCH.elapsed().as_nanos() % beat.as_nanos();
@@ -416,6 +417,7 @@ impl Shared {
                     }
                     continue;
                 }
+                Ok(()) = reconnections.changed() => {}
                 () = tokio::time::sleep(pause) => {}
             }
             let held: Vec<Token> = lock(&self.running).values().map(|running| running.token.clone()).collect();

@@ -46,6 +46,8 @@ const GET_CHUNK: usize = 100;
 const COMPLETE_CHUNK: usize = 64;
 /// Heartbeats of one process fall together; so long the first waits for the others.
 const BEAT_LINGER: Duration = Duration::from_millis(2);
+/// So long after a new connection idle workers are left asleep.
+const HOLDERS_FIRST: Duration = Duration::from_millis(20);
 /// How often a decision is made again because the job moved meanwhile.
 const TRIES: usize = 10;
 
@@ -65,6 +67,7 @@ type Beat = (Registration, Vec<Token>, BTreeSet<String>);
 #[derive(Default)]
 struct Shared {
     workers: Mutex<HashMap<String, Known>>,
+    reconnections: watch::Sender<u64>,
     /// When the next delayed job is due.
     due: watch::Sender<Option<Timestamp>>,
     /// The keeper has something to do.
@@ -529,6 +532,9 @@ async fn listen(
             // A round of the keeper finds out, and tells the machine.
             Message::Disconnected => shared.keep.notify_one(),
             Message::Reconnected => {
+                // Who holds jobs says so first; then others may claim what nobody holds.
+                shared.reconnections.send_modify(|number| *number += 1);
+                tokio::time::sleep(HOLDERS_FIRST).await;
                 for known in lock(&shared.workers).values() {
                     known.wake.notify_one();
                 }
@@ -692,6 +698,10 @@ impl Broker for Client {
 
     fn cancellations(&self) -> broadcast::Receiver<JobId> {
         self.cancellations.subscribe()
+    }
+
+    fn reconnections(&self) -> watch::Receiver<u64> {
+        self.shared.reconnections.subscribe()
     }
 
     async fn progress(&self, token: &Token, progress: Progress) -> Result<()> {

@@ -24,6 +24,8 @@ use crate::settings::{RedisAddress, RedisNodes};
 /// A call that has no answer for so long counts as lost, and its connection as broken.
 const RESPONSE: Duration = Duration::from_millis(1_500);
 const CONNECT: Duration = Duration::from_millis(1_500);
+/// How long replicas may take to have what was submitted, where that is asked for; other calls wait meanwhile.
+const REPLICATION: Duration = Duration::from_millis(1_000);
 /// How long a call waits for a connection.
 const PATIENCE: Duration = Duration::from_secs(1);
 const BACKOFF: Backoff =
@@ -374,6 +376,20 @@ impl Store for RedisStore {
                 Ok(()) => command.query_async::<Value>(&mut connection).await,
                 Err(cause) => Err(cause),
             };
+        }
+        if answer.is_ok() && shared.address.replicas > 0 && matches!(function, "submit" | "ingest") {
+            let wanted = shared.address.replicas;
+            let mut wait = redis::cmd("WAIT");
+            wait.arg(wanted).arg(REPLICATION.as_millis().to_string());
+            match wait.query_async::<u32>(&mut connection).await {
+                Ok(have) if have < wanted => {
+                    // Said as a failure that may pass: the same call again changes nothing but waits again.
+                    let why = format!("{}: {have} of {wanted} replicas have the jobs", shared.address);
+                    return Err(BrokerError::Unavailable { why });
+                }
+                Ok(_) => {}
+                Err(cause) => answer = Err(cause),
+            }
         }
         match answer {
             Ok(value) => reply(value),

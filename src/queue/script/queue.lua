@@ -19,7 +19,8 @@
 --   s:<class> profiles that match; lane class -> lane; lanes lane -> classes; lp:<lane> profiles; pl:<profile> lanes
 --   pc:<profile> classes; profiles profile -> capabilities; pd complete profiles; pn live workers; pz unused, since when
 --   W incarnation -> end of lease; I incarnation -> "worker profile channel"; N worker -> incarnation; workers -> JSON
---   i:<incarnation> its jobs; R id -> "fence claimed incarnation worker class flags"; r id -> deadline; fz last fence
+--   i:<incarnation> its jobs; R id -> "fence claimed incarnation worker class flags"; r id -> deadline; fz last fence: at
+--   least the microseconds since 1970, so that a server which lost its memory gives none out twice
 --   d zset of delayed jobs by due time; av when jobs leave the class that avoids a worker; b blocked; f:c f:f f:x finished
 --   z:<profile> idle incarnations; zp profiles with idle ones; np number of pending jobs; ep epoch of profiles
 --   lim scope -> "max rate burst paused"; run scope -> running; tb token buckets; pk:<scope> parked classes; pb; ut
@@ -778,6 +779,11 @@ function F.claim(a)
     local raws = call('MGET', unpack(keys))
     local changed = call('EXISTS', unpack(changes)) > 0
     local fence = call('INCRBY', P .. 'fz', #ids) - #ids
+    if fence < now * 1000 then
+      -- Ahead of whatever was given out by a server that this one does not remember.
+      fence = now * 1000
+      call('SET', P .. 'fz', num(fence + #ids))
+    end
     local R, r, held, tags = {}, {}, {}, {}
     local stamp = num(now)
     for i, id in ipairs(ids) do
@@ -997,6 +1003,32 @@ function F.cancel(a)
   return 'r'
 end
 
+-- A claim that the store has forgotten (a failover, a restart that lost its last second): its holder has it again, unless
+-- the job went on without it. Claims grow over the queue's whole life, so what was claimed or ended since has a higher one.
+local function adopt(inc, id, fence, now)
+  local st = state_of(id)
+  if st ~= 'p' and st ~= 'd' then return false end
+  local last = call('HGET', P .. 'm:' .. id, 'n')
+  if last and tonumber(last) >= tonumber(fence) then return false end
+  local _, base, timeout, _, flags = header(id)
+  local cid = class_of(id, base)
+  if st == 'd' then
+    call('ZREM', P .. 'd', id)
+  else
+    call('ZREM', P .. 'c:' .. cid, id)
+    class_fix(cid)
+    call('DECR', P .. 'np')
+  end
+  call('ZREM', P .. 'av', id)
+  if timeout == '-' then timeout = '3600000' end
+  local worker = match(call('HGET', P .. 'I', inc), '^%S+')
+  call('HSET', P .. 'R', id, fence .. ' ' .. num(now) .. ' ' .. inc .. ' ' .. worker .. ' ' .. cid .. ' ' .. flags)
+  call('SADD', P .. 'i:' .. inc, id)
+  call('ZADD', P .. 'r', num(now + tonumber(timeout)), id)
+  running({ [cid] = 1 }, now)
+  return true
+end
+
 -- lease, then per incarnation: incarnation, n loaded models, models, n held, id fence ...
 function F.heartbeat(a)
   local now = now_ms()
@@ -1017,7 +1049,9 @@ function F.heartbeat(a)
       local id, fence = a[i + n * 2 - 1], a[i + n * 2]
       known[id] = true
       local run = call('HGET', P .. 'R', id)
-      if not run or match(run, '^%S+') ~= fence then
+      if not run and there and adopt(inc, id, fence, now) then
+        known[id] = true
+      elseif not run or match(run, '^%S+') ~= fence then
         lost[#lost + 1] = id
       elseif call('HGET', P .. 'm:' .. id, 'x') then
         cancelled[#cancelled + 1] = id
