@@ -3,6 +3,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::Submission;
+use crate::spec::LabelTest;
 
 const MAX_DEPTH: usize = 64;
 const MAX_TEXT: usize = 256;
@@ -87,6 +88,10 @@ pub(super) fn refuse(submission: &Submission, most: usize) -> Option<String> {
     let hardware = &requirement.hardware;
     if [hardware.gpu_memory_gb, hardware.ram_gb, hardware.cpu_cores].iter().any(|n| !n.is_finite() || *n < 0.0) {
         return Some("hardware minimums are numbers of at least 0".to_owned());
+    }
+    let mut tests = requirement.labels.iter().chain(&requirement.exclude);
+    if let Some((label, _)) = tests.find(|(_, test)| matches!(test, LabelTest::AtLeast(least) if !least.is_finite())) {
+        return Some(format!("at_least of label {label:?} is no number"));
     }
     None
 }
