@@ -50,7 +50,7 @@ impl Class {
     pub fn of(submission: &Submission) -> Self {
         Self {
             service: submission.service.clone(),
-            requirement: submission.requirement.clone(),
+            requirement: sorted(submission.requirement.clone()),
             customer: submission.customer.clone(),
             affinity: submission.affinity.clone(),
             avoid: BTreeSet::new(),
@@ -122,6 +122,17 @@ impl Class {
     }
 }
 
+/// The alternatives of a test have no order, and none is meant twice.
+fn sorted(mut requirement: Requirement) -> Requirement {
+    for test in requirement.labels.values_mut().chain(requirement.exclude.values_mut()) {
+        if let LabelTest::AnyOf(values) = test {
+            values.sort_by_cached_key(Value::to_string);
+            values.dedup();
+        }
+    }
+    requirement
+}
+
 fn require(holds: bool, why: impl FnOnce() -> String) -> Result<(), Mismatch> {
     if holds { Ok(()) } else { Err(Mismatch(why())) }
 }
@@ -147,6 +158,9 @@ fn passes(test: &LabelTest, value: Option<&Value>) -> bool {
         (LabelTest::AtLeast(least), Some(value)) => value.as_f64().is_some_and(|value| value >= *least),
     }
 }
+
+#[cfg(test)]
+mod reference;
 
 #[cfg(test)]
 mod tests {
