@@ -109,6 +109,7 @@ conformance! {
     finished_jobs_are_kept_as_long_as_they_should
     large_data_lie_in_the_blob_store_as_long_as_their_job
     verify_finds_nothing_wrong_after_everything
+    customers_at_the_same_place_go_before_the_next_place
 }
 
 fn job(value: Value) -> Submission {
@@ -879,6 +880,26 @@ async fn verify_finds_nothing_wrong_after_everything(backend: Backend) {
         assert_eq!(queue.broker.verify(false).await.unwrap(), Vec::<String>::new());
     }
     drop(queue.dir);
+}
+
+async fn customers_at_the_same_place_go_before_the_next_place(backend: Backend) {
+    let queue = backend.open();
+    queue.worker("small").await;
+    let big = who("big", "1");
+    queue.broker.register(&big, &capabilities("big", json!({ "models": ["a"] }))).await.unwrap();
+    // Of different lanes: one may run on both workers, the other on one.
+    for n in 0..3 {
+        queue.submit(json!({ "customer": "x", "payload": n })).await;
+        queue.submit(json!({ "customer": "y", "payload": n, "requirement": { "models": ["a"] } })).await;
+    }
+    for turn in 0..3 {
+        let request = ClaimRequest { registration: big.clone(), limit: 2, loaded: BTreeSet::new() };
+        let claims = queue.broker.claim(&request).await.unwrap();
+        let customers: BTreeSet<_> =
+            claims.iter().map(|claim| claim.job.submission.customer.clone().unwrap()).collect();
+        assert_eq!(customers, ["x".to_owned(), "y".to_owned()].into());
+        assert!(claims.iter().all(|claim| claim.job.submission.payload == json!(turn)));
+    }
 }
 
 #[tokio::test]

@@ -634,8 +634,9 @@ end
 local function take_from(lane, score, n, ids, of)
   local lk = P .. 'l:' .. lane
   local heads = call('ZRANGE', lk, 0, math.min(n, 64), 'WITHSCORES')
-  local following = call('ZRANGEBYSCORE', P .. 'H', '(' .. num(score), '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
-  local limit = tonumber(following[2] or math.huge)
+  -- Of another lane, which may have its head at the same place: customers share places.
+  local following = call('ZRANGEBYSCORE', P .. 'H', num(score), '+inf', 'WITHSCORES', 'LIMIT', 0, 2)
+  local limit = tonumber(following[following[1] == lane and 4 or 2] or math.huge)
   local many = #heads / 2
   local cids = {}
   for i = 1, many do cids[i] = heads[2 * i - 1] end
