@@ -110,6 +110,7 @@ conformance! {
     large_data_lie_in_the_blob_store_as_long_as_their_job
     verify_finds_nothing_wrong_after_everything
     customers_at_the_same_place_go_before_the_next_place
+    room_is_given_to_whom_there_is_a_worker_for
 }
 
 fn job(value: Value) -> Submission {
@@ -900,6 +901,24 @@ async fn customers_at_the_same_place_go_before_the_next_place(backend: Backend) 
         assert_eq!(customers, ["x".to_owned(), "y".to_owned()].into());
         assert!(claims.iter().all(|claim| claim.job.submission.payload == json!(turn)));
     }
+}
+
+async fn room_is_given_to_whom_there_is_a_worker_for(backend: Backend) {
+    let queue = backend.open();
+    let small = queue.worker("small").await;
+    let big = who("big", "1");
+    queue.broker.register(&big, &capabilities("big", json!({ "models": ["a"] }))).await.unwrap();
+    let scope = Scope::Service(Name::new("work").unwrap());
+    queue.broker.set_limit(&scope, Limit { max_running: Some(1), ..Limit::default() }).await.unwrap();
+    queue.submit(json!({})).await;
+    let running = queue.claim(&big).await.unwrap();
+    queue.submit(json!({ "priority": 9, "requirement": { "models": ["a"] } })).await;
+    let possible = queue.submit(json!({})).await;
+    // Both are held back, as they are looked at.
+    assert!(queue.claim(&big).await.is_none());
+    queue.broker.complete(&running.token, json!(1)).await.unwrap();
+    // The better one waits for its worker, and holds nothing else up.
+    assert_eq!(queue.claim(&small).await.unwrap().job.id, possible);
 }
 
 #[tokio::test]

@@ -35,6 +35,8 @@ local MAX_EVENTS = 1000
 local BATCH = 50
 local GRACE = 15000 -- the holder stops an attempt at its time; the reaper does so many ms after
 local SLACK = 50 -- a loaded model may overtake by so many places
+local UNPARK = 16 -- so many classes are put back at once, the next so many ms later
+local UNPARK_PAUSE = 10
 
 local P -- the queue's prefix
 local call, find, match, sub
@@ -124,9 +126,9 @@ local function send(inc, text)
   return info
 end
 
--- Tells up to n idle workers that the lane has something.
+-- Tells up to n idle workers that the lane has something; answers whether there were so many.
 local function wake(lane, n)
-  if not lane or call('EXISTS', P .. 'zp') == 0 then return end
+  if not lane or call('EXISTS', P .. 'zp') == 0 then return false end
   for _, pid in ipairs(call('SINTER', P .. 'lp:' .. lane, P .. 'zp')) do
     while n > 0 do
       local inc = call('ZRANGE', P .. 'z:' .. pid, 0, 0)[1]
@@ -137,8 +139,9 @@ local function wake(lane, n)
       call('ZREM', P .. 'z:' .. pid, inc)
       if send(inc, 'w ' .. inc) then n = n - 1 end
     end
-    if n <= 0 then return end
+    if n <= 0 then return true end
   end
+  return false
 end
 
 local function put(id, cid, score)
@@ -266,19 +269,21 @@ local function park(cid, scope, til)
   end
 end
 
--- Puts the best parked classes back into their lanes, as many as there is room for.
+-- Puts parked classes back into their lanes while there is room, the best first: more than there is room for, since of
+-- the best there may be nobody who can run them. The rest follow a little later if there still is room.
 local function unpark(scope, now)
   local room, til = room_of(scope, now)
-  local n = math.min(room, 16)
-  local parked = n > 0 and call('ZRANGE', P .. 'pk:' .. scope, 0, n - 1) or {}
+  local parked = room > 0 and call('ZRANGE', P .. 'pk:' .. scope, 0, UNPARK - 1) or {}
   for _, cid in ipairs(parked) do
     call('ZREM', P .. 'pk:' .. scope, cid)
     call('HDEL', P .. 'pb', cid)
-    wake(class_fix(cid), 1)
+    local lane = class_fix(cid)
+    if room > 0 and wake(lane, 1) then room = room - 1 end
   end
-  if (til or (n == 16 and #parked == 16)) and call('ZCARD', P .. 'pk:' .. scope) > 0 then
-    call('ZADD', P .. 'ut', num(til or now), scope)
-    if til then call('PUBLISH', P .. 'due', num(til)) end
+  if #parked == UNPARK then til = now + UNPARK_PAUSE end
+  if til and call('ZCARD', P .. 'pk:' .. scope) > 0 then
+    call('ZADD', P .. 'ut', num(til), scope)
+    call('PUBLISH', P .. 'due', num(til))
   else
     call('ZREM', P .. 'ut', scope)
   end
