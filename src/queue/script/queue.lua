@@ -254,6 +254,8 @@ end
 local function park(cid, scope, til)
   local lane = call('HGET', P .. 'lane', cid)
   local t = call('ZRANGE', P .. 'c:' .. cid, 0, 0, 'WITHSCORES')
+  local was = call('HGET', P .. 'pb', cid)
+  if was then call('ZREM', P .. 'pk:' .. was, cid) end
   call('HSET', P .. 'pb', cid, scope)
   call('ZADD', P .. 'pk:' .. scope, t[2] or 0, cid)
   if lane then
