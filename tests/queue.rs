@@ -111,6 +111,7 @@ conformance! {
     verify_finds_nothing_wrong_after_everything
     customers_at_the_same_place_go_before_the_next_place
     room_is_given_to_whom_there_is_a_worker_for
+    a_job_that_is_tried_again_has_its_unique_key_again
 }
 
 fn job(value: Value) -> Submission {
@@ -919,6 +920,28 @@ async fn room_is_given_to_whom_there_is_a_worker_for(backend: Backend) {
     queue.broker.complete(&running.token, json!(1)).await.unwrap();
     // The better one waits for its worker, and holds nothing else up.
     assert_eq!(queue.claim(&small).await.unwrap().job.id, possible);
+}
+
+async fn a_job_that_is_tried_again_has_its_unique_key_again(backend: Backend) {
+    let queue = backend.open();
+    let worker = queue.worker("w").await;
+    let unique = json!({ "unique_key": "k" });
+    let fail = async |id: &JobId| {
+        let claim = queue.claim(&worker).await.unwrap();
+        assert_eq!(claim.job.id, *id);
+        queue.broker.fail(&claim.token, Failure::new(FailureClass::Fatal, "no")).await.unwrap();
+    };
+    let first = queue.submit(unique.clone()).await;
+    fail(&first).await;
+    queue.broker.retry(&first).await.unwrap();
+    assert_eq!(queue.submit(unique.clone()).await, first, "one with this key waits");
+    // Taken meanwhile: it runs without, and its end frees nothing.
+    fail(&first).await;
+    let second = queue.submit(unique.clone()).await;
+    assert_ne!(first, second);
+    queue.broker.retry(&first).await.unwrap();
+    fail(&first).await;
+    assert_eq!(queue.submit(unique).await, second);
 }
 
 #[tokio::test]

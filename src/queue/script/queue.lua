@@ -350,11 +350,9 @@ end
 local function ended(id, st, flags, now)
   call('ZADD', P .. 'f:' .. st, num(now), id)
   if find(flags, 'u', 1, true) then
+    -- The job remembers its key, for when it is tried again.
     local key = call('HGET', P .. 'uk', id)
-    if key then
-      call('HDEL', P .. 'uk', id)
-      call('HDEL', P .. 'uq', key)
-    end
+    if key and call('HGET', P .. 'uq', key) == id then call('HDEL', P .. 'uq', key) end
   end
   if find(flags, 'w', 1, true) then
     call('ZADD', P .. 'o', num(now), id)
@@ -969,7 +967,7 @@ function F.move(a)
     if not was_live and find(flags, 'u', 1, true) then
       -- Its unique key may have been taken meanwhile; then it runs without.
       local key = call('HGET', P .. 'uk', id)
-      if key then call('HSET', P .. 'uq', key, id) end
+      if key and not call('HGET', P .. 'uq', key) then call('HSET', P .. 'uq', key, id) end
     end
     if target == 'd' then
       delay(id, tonumber(a[5]))
