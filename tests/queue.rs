@@ -112,6 +112,7 @@ conformance! {
     customers_at_the_same_place_go_before_the_next_place
     room_is_given_to_whom_there_is_a_worker_for
     a_job_that_is_tried_again_has_its_unique_key_again
+    submitting_again_costs_no_turn
 }
 
 fn job(value: Value) -> Submission {
@@ -942,6 +943,23 @@ async fn a_job_that_is_tried_again_has_its_unique_key_again(backend: Backend) {
     queue.broker.retry(&first).await.unwrap();
     fail(&first).await;
     assert_eq!(queue.submit(unique).await, second);
+}
+
+async fn submitting_again_costs_no_turn(backend: Backend) {
+    let queue = backend.open();
+    let worker = queue.worker("w").await;
+    for _ in 0..5 {
+        queue.submit(json!({ "customer": "careful", "id": "same" })).await;
+    }
+    let second = queue.submit(json!({ "customer": "careful" })).await;
+    for n in 0..4 {
+        queue.submit(json!({ "customer": "other", "payload": n })).await;
+    }
+    let mut order = Vec::new();
+    for _ in 0..4 {
+        order.push(queue.claim(&worker).await.unwrap().job.id);
+    }
+    assert!(order.contains(&second), "it has the second turn of its customer: {order:?}");
 }
 
 #[tokio::test]

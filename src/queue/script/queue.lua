@@ -453,6 +453,7 @@ function F.submit(a)
     local json = a[i + 12 + deps]
     local duplicate = idem ~= '' and call('HGET', P .. 'ik', idem) or unique ~= '' and call('HGET', P .. 'uq', unique)
     local score
+    if not duplicate and call('EXISTS', P .. 'j:' .. id) == 1 then duplicate = id end
     if not duplicate then
       local place = flow ~= '' and call('HGET', P .. 'wf', flow)
       if place then
@@ -465,7 +466,7 @@ function F.submit(a)
         score = num(tonumber(base) * LEVEL + ft[who])
       end
       local record = score .. ' ' .. cid .. ' ' .. timeout .. ' ' .. stamp .. ' ' .. flags .. ' ' .. json
-      if not call('SET', P .. 'j:' .. id, record, 'NX') then duplicate = id end
+      call('SET', P .. 'j:' .. id, record)
     end
     if duplicate then
       out[#out + 1] = duplicate
