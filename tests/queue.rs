@@ -113,6 +113,7 @@ conformance! {
     room_is_given_to_whom_there_is_a_worker_for
     a_job_that_is_tried_again_has_its_unique_key_again
     submitting_again_costs_no_turn
+    who_waits_for_a_job_that_was_there_waits_for_that_one
 }
 
 fn job(value: Value) -> Submission {
@@ -960,6 +961,22 @@ async fn submitting_again_costs_no_turn(backend: Backend) {
         order.push(queue.claim(&worker).await.unwrap().job.id);
     }
     assert!(order.contains(&second), "it has the second turn of its customer: {order:?}");
+}
+
+async fn who_waits_for_a_job_that_was_there_waits_for_that_one(backend: Backend) {
+    let queue = backend.open();
+    let worker = queue.worker("w").await;
+    let flow = |attempt: &str| {
+        let first = json!({ "id": format!("first-{attempt}"), "idempotency_key": "flow" });
+        let second = json!({ "id": format!("second-{attempt}"), "depends_on": [format!("first-{attempt}")] });
+        vec![job(first), job(second)]
+    };
+    queue.broker.submit(flow("a")).await.unwrap();
+    let again = queue.broker.submit(flow("b")).await.unwrap();
+    assert_eq!((again[0].id.as_str(), again[1].state), ("first-a", JobState::Blocked));
+    let claim = queue.claim(&worker).await.unwrap();
+    queue.broker.complete(&claim.token, json!(1)).await.unwrap();
+    queue.reap_until(&again[1].id, |state| state == JobState::Pending).await;
 }
 
 #[tokio::test]

@@ -447,6 +447,7 @@ function F.submit(a)
   i = first
   local stamp = base36(now)
   local out, vt, ft, touched, count, pending = {}, {}, {}, {}, {}, 0
+  local instead = {} -- id that was given -> the job that there was
   while a[i] do
     local id, base, customer, cid, timeout, flags = a[i], a[i + 1], a[i + 2], a[i + 3], a[i + 4], a[i + 5]
     local due, idem, unique, flow, policy, deps = tonumber(a[i + 6]), a[i + 7], a[i + 8], a[i + 9], a[i + 10], tonumber(a[i + 11])
@@ -469,6 +470,7 @@ function F.submit(a)
       call('SET', P .. 'j:' .. id, record)
     end
     if duplicate then
+      instead[id] = duplicate
       out[#out + 1] = duplicate
       out[#out + 1] = state_of(duplicate) or 'p'
       out[#out + 1] = 1
@@ -489,7 +491,7 @@ function F.submit(a)
       count[cid] = (count[cid] or 0) + 1
       local need, doomed = 0, nil
       for n = 1, deps do
-        local dep = a[i + 11 + n]
+        local dep = instead[a[i + 11 + n]] or a[i + 11 + n]
         local st = call('HGET', P .. 'm:' .. dep, 'st')
         if st == 'c' or ((st == 'f' or st == 'x') and policy == 'run') then
           -- Done already.
