@@ -114,6 +114,7 @@ conformance! {
     a_job_that_is_tried_again_has_its_unique_key_again
     submitting_again_costs_no_turn
     who_waits_for_a_job_that_was_there_waits_for_that_one
+    who_waits_is_told_before_a_job_is_forgotten
 }
 
 fn job(value: Value) -> Submission {
@@ -977,6 +978,31 @@ async fn who_waits_for_a_job_that_was_there_waits_for_that_one(backend: Backend)
     let claim = queue.claim(&worker).await.unwrap();
     queue.broker.complete(&claim.token, json!(1)).await.unwrap();
     queue.reap_until(&again[1].id, |state| state == JobState::Pending).await;
+}
+
+async fn who_waits_is_told_before_a_job_is_forgotten(backend: Backend) {
+    let queue = backend.open();
+    let worker = queue.worker("w").await;
+    let first = queue.submit(json!({})).await;
+    let after = queue.submit(json!({ "depends_on": [first.as_str()] })).await;
+    let claim = queue.claim(&worker).await.unwrap();
+    queue.broker.complete(&claim.token, json!(1)).await.unwrap();
+    queue.broker.drop_job(&first).await.unwrap();
+    queue.reap_until(&after, |state| state != JobState::Blocked).await;
+    assert_eq!(queue.state(&after).await, JobState::Pending, "what it waited for completed");
+    queue.claim(&worker).await.unwrap();
+
+    // Tried again before anybody was told: there is nothing to tell yet.
+    let first = queue.submit(json!({})).await;
+    let after = queue.submit(json!({ "depends_on": [first.as_str()] })).await;
+    let claim = queue.claim(&worker).await.unwrap();
+    queue.broker.fail(&claim.token, Failure::new(FailureClass::Fatal, "no")).await.unwrap();
+    queue.broker.retry(&first).await.unwrap();
+    queue.broker.reap().await.unwrap();
+    assert_eq!(queue.state(&after).await, JobState::Blocked);
+    let claim = queue.claim(&worker).await.unwrap();
+    queue.broker.complete(&claim.token, json!(1)).await.unwrap();
+    queue.reap_until(&after, |state| state == JobState::Pending).await;
 }
 
 #[tokio::test]

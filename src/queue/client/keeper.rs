@@ -85,7 +85,7 @@ impl Client {
     }
 
     /// Tells jobs that waited for others; true when there is more to tell.
-    async fn settle(&self) -> Result<bool> {
+    pub(super) async fn settle(&self) -> Result<bool> {
         for _ in 0..1_000 {
             if self.store.call("settle", Vec::new()).await?.number::<u64>()? == 0 {
                 return Ok(false);

@@ -949,9 +949,18 @@ impl Broker for Client {
     }
 
     async fn drop_job(&self, id: &JobId) -> Result<()> {
-        let answer = self.store.call("drop", vec![id.to_string()]).await?.text()?;
+        let drop = || self.store.call("drop", vec![id.to_string()]);
+        let mut answer = drop().await?.text()?;
+        for _ in 0..TRIES {
+            if answer != "WAITED" {
+                break;
+            }
+            self.settle().await?;
+            answer = drop().await?.text()?;
+        }
         match answer.as_str() {
             "OK" => Ok(()),
+            "WAITED" => Err(BrokerError::Unavailable { why: format!("others wait for job {id} and are not told yet") }),
             "UNKNOWN" => Err(BrokerError::UnknownJob(id.clone())),
             letter => Err(BrokerError::WrongState {
                 job: id.clone(),

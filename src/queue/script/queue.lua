@@ -1127,6 +1127,11 @@ function F.settle()
   local id = call('LINDEX', P .. 'sl', 0)
   if not id then return 0 end
   local st = call('HGET', P .. 'm:' .. id, 'st')
+  if not st or not find('cfx', st, 1, true) then
+    -- Tried again before they were told: they wait for how that ends.
+    call('LPOP', P .. 'sl')
+    return call('LLEN', P .. 'sl')
+  end
   for _, dep in ipairs(call('SRANDMEMBER', P .. 'dp:' .. id, BATCH)) do
     call('SREM', P .. 'dp:' .. id, dep)
     local mk = P .. 'm:' .. dep
@@ -1153,6 +1158,9 @@ function F.settle()
   return call('LLEN', P .. 'sl')
 end
 
+-- Whoever waits for the job has to be told first.
+local function waited_for(id) return call('EXISTS', P .. 'dp:' .. id) == 1 end
+
 local function drop(id, st)
   call('DEL', P .. 'j:' .. id, P .. 'm:' .. id, P .. 'e:' .. id)
   call('ZREM', P .. 'f:' .. st, id)
@@ -1166,6 +1174,18 @@ local function drop(id, st)
   if call('SREM', P .. 'bl', id) == 1 then call('RPUSH', P .. 'bg', id .. ' ' .. num(now_ms())) end
 end
 
+-- Drops those of the jobs that nobody waits for; answers with how many.
+local function drop_all(ids, st)
+  local n = 0
+  for _, id in ipairs(ids) do
+    if not waited_for(id) then
+      drop(id, st)
+      n = n + 1
+    end
+  end
+  return n
+end
+
 -- keep_finished keep_failed max: drops what is kept no longer, in one bounded step; answers with how many.
 function F.retain(a)
   local now = now_ms()
@@ -1173,13 +1193,10 @@ function F.retain(a)
   for _, st in ipairs({ 'c', 'x', 'f' }) do
     local fk = P .. 'f:' .. st
     local before = now - tonumber(st == 'f' and a[2] or a[1])
-    local old = call('ZRANGEBYSCORE', fk, '-inf', num(before), 'LIMIT', 0, 2 * BATCH)
+    local gone = drop_all(call('ZRANGEBYSCORE', fk, '-inf', num(before), 'LIMIT', 0, 2 * BATCH), st)
     local excess = call('ZCARD', fk) - tonumber(a[3])
-    if #old == 0 and excess > 0 then old = call('ZRANGE', fk, 0, math.min(excess, 2 * BATCH) - 1) end
-    for _, id in ipairs(old) do
-      drop(id, st)
-    end
-    n = n + #old
+    if gone == 0 and excess > 0 then gone = drop_all(call('ZRANGE', fk, 0, math.min(excess, 2 * BATCH) - 1), st) end
+    n = n + gone
   end
   -- Classes and profiles that nobody has used for an hour, places of workflows after a week, and old tags.
   local hour = num(now - 3600000)
@@ -1484,12 +1501,13 @@ function F.audit_pending(a)
   return { 'the counter of pending jobs says ' .. counted .. ', there are ' .. total }
 end
 
--- Drops a job that is over.
+-- Drops a job that is over; WAITED: those who wait for it have to be told first.
 function F.drop(a)
   local id = a[1]
   local st = state_of(id)
   if not st then return 'UNKNOWN' end
   if not find('cfx', st, 1, true) then return st end
+  if waited_for(id) then return 'WAITED' end
   drop(id, st)
   return 'OK'
 end
