@@ -115,6 +115,7 @@ conformance! {
     submitting_again_costs_no_turn
     who_waits_for_a_job_that_was_there_waits_for_that_one
     who_waits_is_told_before_a_job_is_forgotten
+    a_job_that_is_tried_again_still_waits
 }
 
 fn job(value: Value) -> Submission {
@@ -1003,6 +1004,26 @@ async fn who_waits_is_told_before_a_job_is_forgotten(backend: Backend) {
     let claim = queue.claim(&worker).await.unwrap();
     queue.broker.complete(&claim.token, json!(1)).await.unwrap();
     queue.reap_until(&after, |state| state == JobState::Pending).await;
+}
+
+async fn a_job_that_is_tried_again_still_waits(backend: Backend) {
+    let queue = backend.open();
+    let worker = queue.worker("w").await;
+    let (bad, slow) = (queue.submit(json!({ "priority": 1 })).await, queue.submit(json!({})).await);
+    let after = queue.submit(json!({ "depends_on": [bad.as_str(), slow.as_str()] })).await;
+    let claim = queue.claim(&worker).await.unwrap();
+    queue.broker.fail(&claim.token, Failure::new(FailureClass::Fatal, "no")).await.unwrap();
+    queue.reap_until(&after, JobState::is_final).await;
+    assert_eq!(queue.broker.retry(&after).await.unwrap(), JobState::Blocked, "the other has not ended");
+    assert_eq!(queue.broker.get(&after).await.unwrap().waits_for, 1);
+    queue.broker.cancel(&after).await.unwrap();
+    let claim = queue.claim(&worker).await.unwrap();
+    assert_eq!(claim.job.id, slow);
+    queue.broker.complete(&claim.token, json!(1)).await.unwrap();
+    queue.broker.reap().await.unwrap();
+    assert_eq!(queue.broker.retry(&after).await.unwrap(), JobState::Pending);
+    assert_eq!(queue.claim(&worker).await.unwrap().job.id, after);
+    assert_eq!(queue.broker.verify(false).await.unwrap(), Vec::<String>::new());
 }
 
 #[tokio::test]

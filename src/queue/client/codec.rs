@@ -134,7 +134,7 @@ pub(super) fn stored(id: &str, raw: &str, run: &str, due: &str, changes: Reply) 
         claims: change("n").and_then(|text| text.parse().ok()).unwrap_or(0),
         attempts: number("at"),
         losses: number("lo"),
-        waits_for: number("need"),
+        waits_for: 0,
         progress: change("pr").map(json).transpose()?,
         result: None,
         payload_blob,
@@ -155,6 +155,7 @@ pub(super) fn stored(id: &str, raw: &str, run: &str, due: &str, changes: Reply) 
         job.due = Some(time(due)?);
     } else if job.state == JobState::Blocked {
         job.due = change("due").map(time).transpose()?;
+        job.waits_for = number("need");
     }
     if !run.is_empty() {
         let mut parts = run.split(' ');

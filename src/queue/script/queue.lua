@@ -12,7 +12,7 @@
 --              at lo fin cl w n   attempts, losses, finished, last claim's time, worker and fence
 --              pr res fail sv h   progress, result, failure, saved value, history, as JSON
 --              x    cancellation asked for      c   class, where it is not the submitted one      av  whom to avoid
---              need how many jobs it waits for  dp  what becomes of it when one fails    due   not before
+--              need how many jobs it waits for that have not ended  dp  what becomes of it when one fails    due   not before
 --   e:<id>   list of events "time kind json"; m.ev counts those that were trimmed
 --   c:<class> zset of waiting jobs by score; l:<lane> zset of class heads; H zset of lane heads
 --   cls class -> definition; cs class -> scopes; cn class -> live jobs; cz classes without jobs, since when
@@ -502,13 +502,14 @@ function F.submit(a)
         end
       end
       local st = 'p'
+      if need > 0 then call('HSET', P .. 'm:' .. id, 'need', need, 'dp', policy) end
       if doomed then
         st = 'f'
         count[cid] = count[cid] - 1
         fail_with(doomed, id, flags, now)
       elseif need > 0 then
         st = 'b'
-        call('HSET', P .. 'm:' .. id, 'st', 'b', 'need', need, 'dp', policy)
+        call('HSET', P .. 'm:' .. id, 'st', 'b')
         if due > now then call('HSET', P .. 'm:' .. id, 'due', num(due)) end
         call('ZADD', P .. 'b', num(now), id)
       elseif due > now then
@@ -972,7 +973,12 @@ function F.move(a)
       local key = call('HGET', P .. 'uk', id)
       if key and not call('HGET', P .. 'uq', key) then call('HSET', P .. 'uq', key, id) end
     end
-    if target == 'd' then
+    if not was_live and target == 'p' and call('HGET', mk, 'need') then
+      -- It failed with one of the jobs that it waits for, or was cancelled; the others have not ended.
+      target = 'b'
+      call('HSET', mk, 'st', 'b')
+      call('ZADD', P .. 'b', num(now), id)
+    elseif target == 'd' then
       delay(id, tonumber(a[5]))
     else
       make_pending(id, cid, score)
@@ -1135,16 +1141,19 @@ function F.settle()
   for _, dep in ipairs(call('SRANDMEMBER', P .. 'dp:' .. id, BATCH)) do
     call('SREM', P .. 'dp:' .. id, dep)
     local mk = P .. 'm:' .. dep
-    local m = call('HMGET', mk, 'st', 'dp', 'due')
+    local m = call('HMGET', mk, 'st', 'dp', 'due', 'need')
+    -- Counted also for one that is over: it may be tried again before all of them have ended.
+    local need = m[4] and call('HINCRBY', mk, 'need', -1) or 0
+    if m[4] and need <= 0 then call('HDEL', mk, 'need') end
     if m[1] == 'b' then
       local score, base, _, _, flags = header(dep)
       if st ~= 'c' and m[2] ~= 'run' then
         call('ZREM', P .. 'b', dep)
         live(class_of(dep, base), -1, now)
         fail_with(id, dep, flags, now)
-      elseif call('HINCRBY', mk, 'need', -1) <= 0 then
+      elseif need <= 0 then
         call('ZREM', P .. 'b', dep)
-        call('HDEL', mk, 'st', 'need')
+        call('HDEL', mk, 'st')
         event(dep, now, 'unblocked', 'null')
         if m[3] and tonumber(m[3]) > now then
           delay(dep, tonumber(m[3]))
