@@ -1459,7 +1459,8 @@ function F.audit(a)
           end
         end
       end
-      if not call('HGET', P .. 'cls', cid) then problems[#problems + 1] = 'class ' .. cid .. ' of job ' .. id .. ' is not defined' end
+      local over = places[1] and find('cfx', places[1], 1, true)
+      if not over and not call('HGET', P .. 'cls', cid) then problems[#problems + 1] = 'class ' .. cid .. ' of job ' .. id .. ' is not defined' end
     end
   end
   return problems
