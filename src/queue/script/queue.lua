@@ -332,6 +332,11 @@ local function live(cid, n, now)
   if left <= 0 then call('ZADD', P .. 'cz', num(now), cid) end
 end
 
+-- The job does not go back any more to the class that it was moved from, which was kept for it.
+local function comes_back(id, base, now)
+  if call('ZREM', P .. 'av', id) == 1 then live(base, -1, now) end
+end
+
 local function leave_running(id, run, now)
   local inc, _, cid = match(run, '^%S+ %S+ (%S+) (%S+) (%S+)')
   call('HDEL', P .. 'R', id)
@@ -390,17 +395,19 @@ local function promote(now)
   end
   -- Others had their time with these: whoever failed them may have them again.
   for _, id in ipairs(call('ZRANGEBYSCORE', P .. 'av', '-inf', num(now), 'LIMIT', 0, BATCH)) do
-    call('ZREM', P .. 'av', id)
     local score, base = header(id)
     local current = call('HGET', P .. 'm:' .. id, 'c')
-    if score and current and call('ZSCORE', P .. 'c:' .. current, id) then
-      call('ZREM', P .. 'c:' .. current, id)
-      class_fix(current)
+    local waits = current and call('ZREM', P .. 'c:' .. current, id) == 1
+    if waits or (current and call('ZSCORE', P .. 'd', id)) then
       live(current, -1, now)
       live(base, 1, now)
       call('HDEL', P .. 'm:' .. id, 'c')
+    end
+    if waits then
+      class_fix(current)
       put(id, base, score)
     end
+    comes_back(id, base, now)
   end
   for _, scope in ipairs(call('ZRANGEBYSCORE', P .. 'ut', '-inf', num(now), 'LIMIT', 0, 10)) do unpark(scope, now) end
 end
@@ -944,7 +951,7 @@ function F.move(a)
     call('ZREM', P .. 'o', id)
     was_live = false
   end
-  call('ZREM', P .. 'av', id)
+  comes_back(id, base, now)
   call('HDEL', mk, 'st')
   for i = 8, #a, 2 do
     if a[i + 1] == '' then
@@ -993,8 +1000,13 @@ end
 
 -- Later, when nobody else has taken it, the job may go back to who failed it.
 function F.avoid_until(a)
+  local _, base = header(a[1])
+  if not base then return 0 end
   call('PUBLISH', P .. 'due', a[2])
-  return call('ZADD', P .. 'av', a[2], a[1])
+  -- Its class is in use until then.
+  local new = call('ZADD', P .. 'av', a[2], a[1])
+  if new == 1 then live(base, 1, now_ms()) end
+  return new
 end
 
 -- id fence kind data, then pairs for m: what a running job reports
@@ -1034,7 +1046,7 @@ local function adopt(inc, id, fence, now)
     class_fix(cid)
     call('DECR', P .. 'np')
   end
-  call('ZREM', P .. 'av', id)
+  comes_back(id, base, now)
   if timeout == '-' then timeout = '3600000' end
   local worker = match(call('HGET', P .. 'I', inc), '^%S+')
   call('HSET', P .. 'R', id, fence .. ' ' .. num(now) .. ' ' .. inc .. ' ' .. worker .. ' ' .. cid .. ' ' .. flags)
@@ -1171,6 +1183,8 @@ end
 local function waited_for(id) return call('EXISTS', P .. 'dp:' .. id) == 1 end
 
 local function drop(id, st)
+  local _, base = header(id)
+  comes_back(id, base, now_ms())
   call('DEL', P .. 'j:' .. id, P .. 'm:' .. id, P .. 'e:' .. id)
   call('ZREM', P .. 'f:' .. st, id)
   local key = call('HGET', P .. 'ki', id)
