@@ -1231,12 +1231,13 @@ function F.retain(a)
     end
   end
   for _, pid in ipairs(call('ZRANGEBYSCORE', P .. 'pz', '-inf', hour, 'LIMIT', 0, 4)) do
+    -- From the first step on it is not complete: whoever registers with it meanwhile subscribes to all again.
+    call('SREM', P .. 'pd', pid)
+    call('HDEL', P .. 'profiles', pid)
     local classes = call('SRANDMEMBER', P .. 'pc:' .. pid, 20)
     for _, cid in ipairs(classes) do subscribe(cid, pid, false) end
     if #classes < 20 then
       call('ZREM', P .. 'pz', pid)
-      call('SREM', P .. 'pd', pid)
-      call('HDEL', P .. 'profiles', pid)
       call('DEL', P .. 'pl:' .. pid, P .. 'pc:' .. pid, P .. 'z:' .. pid)
       call('SREM', P .. 'zp', pid)
       call('INCR', P .. 'ep')
