@@ -714,13 +714,14 @@ function F.claim(a)
     local lane, score = best(pid)
     local other, other_score = best(personal)
     if other and (not lane or other_score < score) then lane, score = other, other_score end
-    local cid, first
+    local cid, first, waits
     -- A class whose model is loaded may go first, within the slack.
     for i = 4, #a do
       local h = call('ZRANGE', P .. 'c:' .. a[i], 0, 0, 'WITHSCORES')
       local parked = h[1] and call('HGET', P .. 'pb', a[i])
       if h[1] and (not parked or sub(parked, 1, 9) == 'affinity:') then
         local s = tonumber(h[2])
+        waits = true
         if not lane or (s <= score + SLACK and math.floor(s / LEVEL) <= math.floor(score / LEVEL)) then
           if not cid or s < first then cid, first = a[i], s end
         end
@@ -728,7 +729,8 @@ function F.claim(a)
     end
     if not lane and not cid then break end
     local taken = 0
-    if not cid and not limited then
+    -- Of several taken at once, a later one might go after a job whose model is loaded.
+    if not cid and not limited and not waits then
       taken, cid = take_from(lane, score, n, ids, of)
     elseif not cid then
       cid = call('ZRANGE', P .. 'l:' .. lane, 0, 0)[1]
