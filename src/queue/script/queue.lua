@@ -1069,7 +1069,12 @@ function F.heartbeat(a)
     local there = call('ZSCORE', P .. 'W', inc)
     if there then
       call('ZADD', P .. 'W', num(now + lease), inc)
-      for n = 1, loaded do call('ZADD', P .. 'wm:' .. a[i + 1 + n], num(now + lease), inc) end
+      for n = 1, loaded do
+        local wm = P .. 'wm:' .. a[i + 1 + n]
+        call('ZADD', wm, num(now + lease), inc)
+        local gone = call('ZRANGEBYSCORE', wm, '-inf', num(now - 1), 'LIMIT', 0, BATCH)
+        if #gone > 0 then call('ZREM', wm, unpack(gone)) end
+      end
     end
     i = i + 2 + loaded
     local held = tonumber(a[i])
