@@ -14,7 +14,7 @@ use machinist::queue::{
     Broker, BrokerError, Claim, ClaimRequest, Failure, FailureClass, JobFilter, JobId, JobSchedule, JobState, Limit,
     QueueConfig, Registration, Scope, Submission, Token, WebhookSender, connect_redis, open_embedded,
 };
-use machinist::spec::Capabilities;
+use machinist::spec::{Capabilities, LabelTest};
 use serde_json::{Value, json};
 use support::redis::RedisServer;
 use support::wait_until;
@@ -116,6 +116,8 @@ conformance! {
     who_waits_for_a_job_that_was_there_waits_for_that_one
     who_waits_is_told_before_a_job_is_forgotten
     a_job_that_is_tried_again_still_waits
+    hostile_submissions_are_refused_or_kept_unchanged
+    hostile_inbox_entries_are_refused_or_taken_in
 }
 
 fn job(value: Value) -> Submission {
@@ -1024,6 +1026,237 @@ async fn a_job_that_is_tried_again_still_waits(backend: Backend) {
     assert_eq!(queue.broker.retry(&after).await.unwrap(), JobState::Pending);
     assert_eq!(queue.claim(&worker).await.unwrap().job.id, after);
     assert_eq!(queue.broker.verify(false).await.unwrap(), Vec::<String>::new());
+}
+
+/// Texts that break what is put together from words, lines, braces, patterns or formats.
+const ODD: [&str; 16] = [
+    "a b",
+    "a\nb",
+    "\r\n",
+    "\0",
+    "{queue}:np",
+    "}{",
+    "*",
+    "%s%d",
+    "%20",
+    "':'",
+    "\"",
+    "\\",
+    "\u{202e}\u{feff}",
+    "🦀",
+    "-",
+    " ",
+];
+
+/// What a payload may be: given back to the bit.
+fn odd_payloads() -> Vec<Value> {
+    let mut deep = json!(1);
+    for level in 0..63 {
+        deep = if level % 2 == 0 { json!([deep]) } else { json!({ "\0 \n": deep }) };
+    }
+    let wide: serde_json::Map<String, Value> = (0..20_000).map(|n| (format!("k{n}"), json!(n))).collect();
+    let mut payloads = vec![
+        deep,
+        Value::Object(wide),
+        json!("x".repeat(1024 * 1024 - 2)),
+        json!([u64::MAX, i64::MIN, 1.797_693_134_862_315_7e308, 5e-324, -0.0, 0.1, 1e23, 9_007_199_254_740_993_u64]),
+        json!({ "": { "": [[], {}, null, ""] } }),
+        json!(vec![0; 500_000]),
+    ];
+    payloads.extend(ODD.iter().map(|odd| json!({ *odd: odd })));
+    payloads
+}
+
+/// Afterwards everything is in order and a normal job runs.
+async fn still_works(queue: &Queue) {
+    assert_eq!(queue.broker.verify(false).await.unwrap(), Vec::<String>::new());
+    let worker = queue.worker("afterwards").await;
+    let id = queue.submit(json!({ "service": "work", "priority": 500, "payload": "normal" })).await;
+    let claim = queue.claim(&worker).await.unwrap();
+    assert_eq!(claim.job.id, id);
+    queue.broker.complete(&claim.token, json!("done")).await.unwrap();
+    assert_eq!(queue.broker.get(&id).await.unwrap().result, Some(json!("done")));
+    assert_eq!(queue.broker.verify(false).await.unwrap(), Vec::<String>::new());
+}
+
+async fn hostile_submissions_are_refused_or_kept_unchanged(backend: Backend) {
+    let queue = backend.open();
+    let mut kept: Vec<Submission> =
+        odd_payloads().into_iter().map(|payload| job(json!({ "payload": payload }))).collect();
+    for odd in ODD {
+        for field in ["customer", "idempotency_key", "unique_key", "trace"] {
+            kept.push(job(json!({ field: odd })));
+        }
+        kept.push(job(json!({ "workflow": { "id": odd } })));
+        kept.push(job(json!({ "affinity": { "model": odd } })));
+        kept.push(job(json!({ "requirement": { "models": [odd] } })));
+        kept.push(job(
+            json!({ "requirement": { "labels": { odd: { "equals": odd } }, "exclude": { odd: { "any_of": [odd] } } } }),
+        ));
+    }
+    kept.push(job(json!({ "id": "-:._-", "timeout": "1ms", "not_before": Timestamp::from_millis(1) })));
+    kept.push(job(json!({ "id": "j".repeat(128), "customer": "c".repeat(256), "priority": -500 })));
+    // One that nobody will ever claim, and one later than any clock.
+    kept.push(job(json!({ "not_before": Timestamp::from_millis(u64::from(u32::MAX) * 1_000) })));
+    let mut ids = Vec::new();
+    for submission in &kept {
+        let submitted = queue.broker.submit(vec![submission.clone()]).await;
+        let submitted = submitted.unwrap_or_else(|cause| panic!("{cause}: {}", json!(submission)));
+        assert!(!submitted[0].duplicate, "{}", json!(submission));
+        ids.push(submitted[0].id.clone());
+    }
+    for (id, submission) in ids.iter().zip(&kept) {
+        let expected = Submission { id: None, ..submission.clone() };
+        assert!(queue.broker.get(id).await.unwrap().submission == expected, "{id}");
+    }
+    // The same keys again are the same jobs, for each of them.
+    for (id, submission) in ids.iter().zip(&kept) {
+        if submission.idempotency_key.is_some() || submission.unique_key.is_some() {
+            let again = queue.broker.submit(vec![submission.clone()]).await.unwrap();
+            assert_eq!((&again[0].id, again[0].duplicate), (id, true));
+        }
+    }
+    let before = queue.broker.stats().await.unwrap();
+    let mut deep = json!(1);
+    for _ in 0..100 {
+        deep = json!([deep]);
+    }
+    let hostile = [
+        json!({ "payload": deep }),
+        json!({ "payload": "x".repeat(1024 * 1024) }),
+        json!({ "payload": "\0".repeat(200_000) }),
+        json!({ "requirement": { "labels": { "l": { "equals": deep } } } }),
+        json!({ "requirement": { "models": (0..200).map(|n| n.to_string()).collect::<Vec<_>>() } }),
+        json!({ "requirement": { "when": "(".repeat(900) } }),
+        json!({ "requirement": { "when": "while true {}" } }),
+        json!({ "requirement": { "labels": { "": { "exists": true } } } }),
+        json!({ "idempotency_key": "k".repeat(257) }),
+        json!({ "unique_key": "" }),
+        json!({ "customer": "" }),
+        json!({ "workflow": { "id": "w".repeat(1_000) } }),
+        json!({ "timeout": "1000000d" }),
+        json!({ "webhook": "javascript:alert(1)" }),
+        json!({ "webhook": "http://" }),
+        json!({ "affinity": { "model": "m", "wait": "1h" } }),
+        json!({ "depends_on": ["never:heard:of"] }),
+        json!({ "id": "me", "depends_on": ["me"] }),
+    ];
+    for value in hostile {
+        let submission = job(value.clone());
+        let refused = queue.broker.submit(vec![job(json!({ "id": "first" })), submission]).await;
+        match refused {
+            Err(BrokerError::Refused { index: 1, why }) => assert!(why.len() > 10 && why.len() < 2_000, "{why}"),
+            other => panic!("{other:?}: {}", value.to_string().chars().take(200).collect::<String>()),
+        }
+    }
+    assert_eq!(queue.broker.stats().await.unwrap(), before, "what is refused leaves nothing");
+    // Numbers that only a caller inside the process can make.
+    for label in [f64::NAN, f64::INFINITY] {
+        let mut submission = job(json!({ "requirement": { "labels": { "l": { "at_least": 1 } } } }));
+        for test in submission.requirement.labels.values_mut() {
+            *test = LabelTest::AtLeast(label);
+        }
+        assert!(matches!(queue.broker.submit(vec![submission]).await, Err(BrokerError::Refused { .. })));
+        let mut submission = job(json!({}));
+        submission.requirement.hardware.ram_gb = label;
+        assert!(matches!(queue.broker.submit(vec![submission]).await, Err(BrokerError::Refused { .. })));
+    }
+    // Whoever fits one of them gets it whole, over Redis and back.
+    let odd = who("odd", "1");
+    let more = json!({ "models": ODD, "labels": ODD.iter().map(|odd| (*odd, *odd)).collect::<BTreeMap<_, _>>() });
+    queue.broker.register(&odd, &capabilities("odd", more)).await.unwrap();
+    let mut claimed = BTreeMap::new();
+    let request = ClaimRequest { registration: odd, limit: 1_000, loaded: ODD.map(str::to_owned).into() };
+    loop {
+        let claims = queue.broker.claim(&request).await.unwrap();
+        if claims.is_empty() {
+            break;
+        }
+        for claim in claims {
+            claimed.insert(claim.job.id.clone(), claim.job.submission);
+            queue.broker.complete(&claim.token, json!(ODD)).await.unwrap();
+        }
+    }
+    assert!(claimed.len() > kept.len() / 2, "{} of {}", claimed.len(), kept.len());
+    for (id, submission) in ids.iter().zip(&kept) {
+        let expected = Submission { id: None, ..submission.clone() };
+        assert!(claimed.get(id).is_none_or(|claimed| *claimed == expected), "{id}");
+    }
+    still_works(&queue).await;
+}
+
+async fn hostile_inbox_entries_are_refused_or_taken_in(backend: Backend) {
+    // Only Redis has plain clients: what comes as text is read in one place, whatever the store.
+    let Backend::Redis = backend else { return };
+    let queue = backend.open();
+    let server = queue.server.as_ref().unwrap();
+    let deep = format!("{{\"service\":\"work\",\"payload\":{}1{}}}", "[".repeat(50_000), "]".repeat(50_000));
+    let refused = [
+        "",
+        " ",
+        "null",
+        "[]",
+        "7",
+        "\"work\"",
+        "{}",
+        "{\"service\":\"work\"",
+        "{\"service\":\"work\"}{\"service\":\"work\"}",
+        "{\"service\":\"a b\"}",
+        "{\"service\":\"\"}",
+        "{\"service\":\"../x\"}",
+        "{\"service\":\"wo{rk}\"}",
+        "{\"service\":\"work\\u0000\"}",
+        "{\"service\":[\"work\"]}",
+        "{\"service\":\"work\",\"unknown\":1}",
+        "{\"service\":\"work\",\"service\":\"work\"}",
+        "{\"service\":\"work\",\"id\":\"a b\"}",
+        "{\"service\":\"work\",\"id\":\"\"}",
+        "{\"service\":\"work\",\"id\":\"\\u0000\"}",
+        "{\"service\":\"work\",\"id\":7}",
+        "{\"service\":\"work\",\"id\":\"é\"}",
+        "{\"service\":\"work\",\"priority\":1e999}",
+        "{\"service\":\"work\",\"priority\":501}",
+        "{\"service\":\"work\",\"priority\":99999999999999999999}",
+        "{\"service\":\"work\",\"priority\":\"high\"}",
+        "{\"service\":\"work\",\"payload\":1e999}",
+        "{\"service\":\"work\",\"payload\":NaN}",
+        "{\"service\":\"work\",\"payload\":\"\\ud800\"}",
+        "{\"service\":\"work\",\"customer\":\"\\udc00x\"}",
+        "{\"service\":\"work\",\"timeout\":-1}",
+        "{\"service\":\"work\",\"not_before\":-1}",
+        "{\"service\":\"work\",\"depends_on\":[\"nobody\"]}",
+        "{\"service\":\"work\",\"depends_on\":\"nobody\"}",
+        "{\"service\":\"work\",\"requirement\":{\"labels\":{\"l\":{\"at_least\":null}}}}",
+        "{\"service\":\"work\",\"requirement\":{\"hardware\":{\"gpu_count\":-1}}}",
+        &deep,
+    ];
+    let wanted = ["{queue}:np", "a\nb", "*", "🦀"];
+    for (n, entry) in refused.iter().enumerate() {
+        server.push("{test}:inbox", entry.as_bytes());
+        if let Some(odd) = wanted.get(n) {
+            let good = json!({ "service": "work", "id": format!("good{n}"), "customer": odd, "payload": odd });
+            server.push("{test}:inbox", good.to_string().as_bytes());
+        }
+    }
+    // No text at all.
+    server.push("{test}:inbox", b"{\"service\":\"work\",\"payload\":\"\xff\xfe\"}");
+    server.push("{test}:inbox", b"\x00\xc0\x80");
+    server.push("{test}:inbox", b"{\"service\":\"work\",\"id\":\"last\"}");
+    let last = JobId::new("last").unwrap();
+    let end = Instant::now() + Duration::from_secs(30);
+    while queue.broker.get(&last).await.is_err() {
+        assert!(Instant::now() < end, "the inbox stands still: {:?}", queue.broker.stats().await);
+        let round = queue.broker.reap().await.unwrap();
+        queue.broker.reap_wanted(round.next.min(Duration::from_millis(50))).await;
+    }
+    assert_eq!(queue.broker.stats().await.unwrap().inbox, 0);
+    for (n, odd) in wanted.iter().enumerate() {
+        let job = queue.broker.get(&JobId::new(&format!("good{n}")).unwrap()).await.unwrap();
+        assert_eq!((job.submission.customer.as_deref(), job.submission.payload), (Some(*odd), json!(odd)));
+    }
+    assert_eq!(queue.broker.stats().await.unwrap().pending, wanted.len() as u64 + 1);
+    assert_eq!(server.command(&["LLEN", "{test}:refused"]).trim(), (refused.len() + 2).to_string());
+    still_works(&queue).await;
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! A Redis server of a test's own, on a free port.
 
+use std::io::Write as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -88,6 +89,19 @@ impl RedisServer {
 
     pub fn command(&self, words: &[&str]) -> String {
         self.try_command(words).unwrap_or_else(|| panic!("redis-cli {words:?} failed"))
+    }
+
+    /// Appends to a list what may be no text.
+    #[allow(dead_code, reason = "not every test file pushes")]
+    pub fn push(&self, key: &str, value: &[u8]) {
+        let mut child = Command::new("redis-cli")
+            .args(["-c", "-p", &self.port.to_string(), "-x", "RPUSH", key])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(value).unwrap();
+        assert!(child.wait().unwrap().success());
     }
 
     pub fn kill(&mut self) {

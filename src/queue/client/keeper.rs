@@ -1,5 +1,7 @@
 use std::time::{Duration, Instant};
 
+use sha1::{Digest, Sha1};
+
 use super::large::Prepared;
 use super::{Client, Reply, codec, lock, show};
 use crate::base::{Schedule, Timestamp};
@@ -15,7 +17,8 @@ type Result<T> = std::result::Result<T, BrokerError>;
 /// Nobody looks later than this, whatever it was told.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 const RETAIN_EVERY: Duration = Duration::from_secs(60);
-const INBOX_PAGE: usize = 100;
+/// Characters of a refused submission.
+const MAX_REFUSED: usize = 10_000;
 
 impl Client {
     /// One round of what any process may do for all.
@@ -112,20 +115,17 @@ impl Client {
     /// Takes in what plain Redis clients pushed to the inbox: a JSON submission each.
     async fn ingest(&self) -> Result<()> {
         loop {
-            let entries = self.store.call("inbox", Vec::new()).await?.texts()?;
+            let entries = self.store.call("inbox", Vec::new()).await?.pairs()?;
             let Some(first) = entries.first() else { return Ok(()) };
             let mut jobs = Vec::new();
             let mut refused = None;
-            for entry in &entries {
-                match serde_json::from_str::<Submission>(entry).map_err(|cause| cause.to_string()) {
-                    Ok(submission) => match refuse(&submission, Submission::MAX_INLINE_BYTES) {
-                        None => jobs.push(submission),
-                        Some(why) => refused = Some(why),
-                    },
-                    Err(why) => refused = Some(why),
-                }
-                if refused.is_some() {
-                    break;
+            for (entry, digest) in &entries {
+                match read_entry(entry, digest) {
+                    Ok(submission) => jobs.push(submission),
+                    Err(why) => {
+                        refused = Some(why);
+                        break;
+                    }
                 }
             }
             if jobs.is_empty() {
@@ -143,8 +143,7 @@ impl Client {
                 })
                 .collect();
             let (submit, count, classes) = Self::encode(&jobs)?;
-            let more = count < jobs.len();
-            let mut arguments = vec![count.to_string(), first.clone(), entries[count - 1].clone()];
+            let mut arguments = vec![count.to_string(), first.1.clone(), entries[count - 1].1.clone()];
             arguments.extend(submit);
             let answer = self.store.call("ingest", arguments).await?;
             if answer == Reply::List(vec![Reply::Text("GONE".to_owned())]) {
@@ -166,15 +165,12 @@ impl Client {
                 }
                 Err(cause) => return Err(cause),
             }
-            if entries.len() < INBOX_PAGE && refused.is_none() && !more {
-                return Ok(());
-            }
         }
     }
 
-    async fn ingest_first(&self, entries: &[String], jobs: &[Prepared], count: usize) -> Result<()> {
+    async fn ingest_first(&self, entries: &[(String, String)], jobs: &[Prepared], count: usize) -> Result<()> {
         let (submit, _, classes) = Self::encode(&jobs[..count])?;
-        let mut arguments = vec![count.to_string(), entries[0].clone(), entries[count - 1].clone()];
+        let mut arguments = vec![count.to_string(), entries[0].1.clone(), entries[count - 1].1.clone()];
         arguments.extend(submit);
         let answer = self.store.call("ingest", arguments).await?;
         if answer != Reply::List(vec![Reply::Text("GONE".to_owned())]) {
@@ -183,11 +179,12 @@ impl Client {
         Ok(())
     }
 
-    /// Refused submissions are kept in a list of their own, with the reason.
-    async fn refuse_entry(&self, entry: &str, why: &str) -> Result<()> {
+    /// Refused submissions are kept in a list of their own, with the reason; of a long one the beginning.
+    async fn refuse_entry(&self, (entry, digest): &(String, String), why: &str) -> Result<()> {
         tracing::warn!("a submission in the queue's inbox is refused: {why}");
+        let entry: String = entry.chars().take(MAX_REFUSED).collect();
         let record = serde_json::json!({ "why": why, "entry": entry, "at": Timestamp::now() }).to_string();
-        self.store.call("inbox_refuse", vec![entry.to_owned(), record]).await.map(drop)
+        self.store.call("inbox_refuse", vec![digest.clone(), record]).await.map(drop)
     }
 
     // Schedules.
@@ -336,5 +333,18 @@ impl Client {
             }
         }
         Ok(())
+    }
+}
+
+/// An entry of the inbox; the digest is that of its bytes, of which `entry` is what could be read as text.
+fn read_entry(entry: &str, digest: &str) -> std::result::Result<Submission, String> {
+    let own = Sha1::digest(entry.as_bytes()).iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
+    if own != digest {
+        return Err("it is no UTF-8 text, or larger than any job".to_owned());
+    }
+    let submission: Submission = serde_json::from_str(entry).map_err(|cause| cause.to_string())?;
+    match refuse(&submission, Submission::MAX_INLINE_BYTES) {
+        None => Ok(submission),
+        Some(why) => Err(why),
     }
 }

@@ -456,7 +456,10 @@ fn reply(value: Value) -> Result<Reply, BrokerError> {
         Value::Int(number) => Reply::Int(number),
         Value::Boolean(truth) => Reply::Int(i64::from(truth)),
         Value::BulkString(bytes) => {
-            Reply::Text(String::from_utf8(bytes).map_err(|cause| BrokerError::damaged(&cause))?)
+            // One text that is none must not make the whole answer unreadable.
+            Reply::Text(
+                String::from_utf8(bytes).unwrap_or_else(|cause| String::from_utf8_lossy(cause.as_bytes()).into_owned()),
+            )
         }
         Value::SimpleString(text) => Reply::Text(text),
         Value::Okay => Reply::Text("OK".to_owned()),

@@ -32,6 +32,7 @@
 
 local LEVEL = 8796093022208 -- 2^43: places within one priority
 local MAX_EVENTS = 1000
+local MAX_ENTRY = 8388608 -- bytes of one submission in the inbox, and about as many are read at once
 local BATCH = 50
 local GRACE = 15000 -- the holder stops an attempt at its time; the reaper does so many ms after
 local SLACK = 50 -- a loaded model may overtake by so many places
@@ -543,10 +544,16 @@ function F.submit(a)
   return { 'OK', out }
 end
 
--- n, then what submit takes, made of the first n entries of the inbox; first and last entry as they were read
+-- Entries of the inbox are known by their digests: they may be anything, text or not.
+local function is_entry(at, digest)
+  local entry = call('LINDEX', P .. 'inbox', at)
+  return entry and redis.sha1hex(entry) == digest
+end
+
+-- n, then what submit takes, made of the first n entries of the inbox; digests of the first and of the last of them
 function F.ingest(a)
   local n, first, last = tonumber(a[1]), a[2], a[3]
-  if call('LINDEX', P .. 'inbox', 0) ~= first or call('LINDEX', P .. 'inbox', n - 1) ~= last then return { 'GONE' } end
+  if not is_entry(0, first) or not is_entry(n - 1, last) then return { 'GONE' } end
   local rest = {}
   for i = 4, #a do rest[#rest + 1] = a[i] end
   local done = F.submit(rest)
@@ -554,8 +561,9 @@ function F.ingest(a)
   return done
 end
 
+-- digest of the first entry, what is kept of it
 function F.inbox_refuse(a)
-  if call('LINDEX', P .. 'inbox', 0) ~= a[1] then return 0 end
+  if not is_entry(0, a[1]) then return 0 end
   call('LPOP', P .. 'inbox')
   call('RPUSH', P .. 'refused', a[2])
   call('LTRIM', P .. 'refused', -1000, -1)
@@ -1422,7 +1430,19 @@ function reads.garbage()
   return out
 end
 
-function reads.inbox() return call('LRANGE', P .. 'inbox', 0, 99) end
+-- The first entries of the inbox, each followed by its digest; of one that is larger than any job nothing but that.
+function reads.inbox()
+  local out, bytes = {}, 0
+  for at = 0, 99 do
+    local entry = call('LINDEX', P .. 'inbox', at)
+    if not entry then break end
+    out[#out + 1] = #entry <= MAX_ENTRY and entry or ''
+    out[#out + 1] = redis.sha1hex(entry)
+    bytes = bytes + #entry
+    if bytes > MAX_ENTRY then break end
+  end
+  return out
+end
 
 function reads.limits() return { call('HGETALL', P .. 'lim'), call('HGETALL', P .. 'run') } end
 
