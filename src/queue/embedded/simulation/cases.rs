@@ -1,0 +1,137 @@
+//! What takes an hour or a week, and is too rare for chance.
+
+use super::Simulation;
+use super::model::LEASE;
+use super::world::{Class, MODEL};
+use crate::queue::store::Reply;
+
+const HOUR: u64 = 3_600_000;
+
+impl Simulation {
+    fn submit_plain(&self, id: &str, kind: usize) {
+        let class = Class::of(kind).id();
+        let class = class.as_str();
+        let words = [class, "", id, "500", "", class, "-", "-", "0", "", "", "", "fail", "0", "s 0  null"];
+        let mut answer = self.words("submit", &words).list().unwrap();
+        if answer[0] == Reply::Text("NOCLASS".to_owned()) {
+            self.add_class(&Class::of(kind));
+            answer = self.words("submit", &words).list().unwrap();
+        }
+        assert_eq!(answer[0], Reply::Text("OK".to_owned()));
+    }
+
+    fn claim_plain(&self, worker: usize) -> Vec<(String, String)> {
+        let incarnation = self.model.workers[worker].incarnation.clone().unwrap();
+        let given = self.words("claim", &[&incarnation, "9", "0"]).list().unwrap().remove(4).list().unwrap();
+        let mut claims = Vec::new();
+        for entry in given {
+            let mut parts = entry.list().unwrap().into_iter().map(|part| part.text().unwrap_or_default());
+            claims.push((parts.next().unwrap(), parts.next().unwrap()));
+        }
+        claims
+    }
+
+    fn retain_plain(&self) {
+        while self.words("retain", &["0", "0", "1000"]) != Reply::Int(0) {}
+    }
+}
+
+#[test]
+fn a_class_is_kept_for_a_job_that_comes_back_to_it() {
+    let mut simulation = Simulation::new(1);
+    simulation.submit_plain("job", 0);
+    let (_, fence) = simulation.claim_plain(0).remove(0);
+    let due = simulation.model.now + 2 * HOUR;
+    let other = Class { kind: 0, avoid: [0].into() };
+    simulation.go_to_class("job", &fence, ("d", due), &other, "retried", &[]);
+    simulation.words("avoid_until", &["job", &(due + LEASE).to_string()]);
+    simulation.model.now += HOUR + 1;
+    simulation.retain_plain();
+    simulation.model.now = due + LEASE;
+    assert_eq!(simulation.words("audit", &["0", "job"]).texts().unwrap(), Vec::<String>::new());
+    assert_eq!(simulation.claim_plain(0)[0].0, "job");
+}
+
+#[test]
+fn many_jobs_that_are_due_at_once_all_come_back() {
+    let mut simulation = Simulation::new(1);
+    let due = simulation.model.now + 1_000;
+    for n in 0..120 {
+        let id = format!("job{n:03}");
+        simulation.submit_plain(&id, 0);
+        let (id, fence) = simulation.claim_plain(0).remove(0);
+        let other = Class { kind: 0, avoid: [0].into() };
+        simulation.go_to_class(&id, &fence, ("d", due), &other, "retried", &[]);
+        simulation.words("avoid_until", &[&id, &(due + LEASE).to_string()]);
+    }
+    // Nobody looked for longer than others had their time.
+    simulation.model.now = due + LEASE;
+    for _ in 0..10 {
+        simulation.words("promote", &[]);
+    }
+    let mut claimed = 0;
+    loop {
+        let claims = simulation.claim_plain(0);
+        if claims.is_empty() {
+            break;
+        }
+        claimed += claims.len();
+    }
+    assert_eq!(claimed, 120);
+}
+
+#[test]
+fn a_profile_that_is_half_forgotten_is_learnt_anew() {
+    let mut simulation = Simulation::new(1);
+    // Only this worker has these abilities.
+    for n in 0..60 {
+        let epoch = simulation.words("roster", &[]).list().unwrap().remove(0).text().unwrap();
+        let words = [format!("extra{n}"), "{}".to_owned(), "service:s0".to_owned(), epoch, "p7".to_owned()];
+        assert_eq!(simulation.call("add_class", &words), Reply::Text("OK".to_owned()));
+    }
+    // Classes with jobs are kept.
+    for n in 0..60 {
+        let (class, id) = (format!("extra{n}"), format!("job{n}"));
+        let (class, id) = (class.as_str(), id.as_str());
+        let words = [class, "", id, "500", "", class, "-", "-", "0", "", "", "", "fail", "0", "s 0  null"];
+        assert_eq!(simulation.words("submit", &words).list().unwrap()[0], Reply::Text("OK".to_owned()));
+    }
+    simulation.model.now += LEASE;
+    simulation.look_after();
+    simulation.model.now += HOUR + 1;
+    // One step of several: other profiles come first.
+    let subscribed = || simulation.functions.data.borrow().set("pc:p7").map_or(0, std::collections::BTreeSet::len);
+    let all = subscribed();
+    while subscribed() == all {
+        simulation.words("retain", &["0", "0", "1000"]);
+    }
+    assert!(subscribed() > 0);
+    let (text, name) = ("7", "m/w4");
+    let words = ["new", name, "own", "p7", text, text, &LEASE.to_string()];
+    let answer = simulation.words("register", &words).list().unwrap();
+    assert_eq!(answer, [Reply::Text("OK".to_owned()), Reply::Int(0), Reply::Int(0)], "it subscribes to all again");
+}
+
+#[test]
+fn finished_jobs_outlive_their_class_without_alarm() {
+    let mut simulation = Simulation::new(1);
+    simulation.submit_plain("job", 0);
+    let (id, fence) = simulation.claim_plain(0).remove(0);
+    simulation.words("complete", &[&id, &fence, "1"]);
+    simulation.model.now += HOUR + 1;
+    simulation.words("retain", &[&(9 * HOUR).to_string(), &(9 * HOUR).to_string(), "1000"]);
+    assert_eq!(simulation.words("class_ids", &[]).texts().unwrap(), Vec::<String>::new());
+    assert_eq!(simulation.words("audit", &["0", "job"]).texts().unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn who_once_had_a_model_loaded_is_forgotten() {
+    let mut simulation = Simulation::new(1);
+    for _ in 0..30 {
+        simulation.register(0);
+        let incarnation = simulation.model.workers[0].incarnation.clone().unwrap();
+        simulation.words("heartbeat", &[&LEASE.to_string(), &incarnation, "1", MODEL, "0"]);
+        simulation.model.now += LEASE + 1;
+    }
+    assert_eq!(simulation.functions.data.borrow().sorted_len(&format!("wm:{MODEL}")), 1);
+}

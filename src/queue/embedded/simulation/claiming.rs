@@ -1,0 +1,51 @@
+//! Claims: each job that a worker is given is the one it must be given, and it is given as many as there are.
+
+use super::Simulation;
+use super::world::{Class, KINDS};
+use crate::queue::store::Reply;
+
+impl Simulation {
+    /// The classes that a worker says to have the model of.
+    fn warm(&self, worker: usize) -> Vec<Class> {
+        let state = &self.model.workers[worker];
+        let classes = (0..KINDS.len()).filter(|kind| state.loaded && KINDS[*kind].patience.is_some()).map(Class::of);
+        classes.filter(|class| class.admits(worker, state.abilities)).collect()
+    }
+
+    pub(super) fn claim(&mut self) {
+        let worker = self.below(self.model.workers.len());
+        let Some(incarnation) = self.model.workers[worker].incarnation.clone() else {
+            let gone = format!("i{worker}-{}", self.model.workers[worker].lives);
+            assert_eq!(self.words("claim", &[&gone, "1", "0"]).texts().unwrap(), ["NOWORKER"]);
+            return;
+        };
+        let most = 1 + self.below(5);
+        let warm = self.warm(worker);
+        let idle = if self.one_in(2) { "1" } else { "0" };
+        let mut words = vec![incarnation, most.to_string(), idle.to_owned()];
+        words.extend(warm.iter().map(Class::id));
+        let mut given = 0;
+        loop {
+            let mut answer = self.call("claim", &words).list().unwrap();
+            assert_eq!(answer[0], Reply::Text("OK".to_owned()));
+            self.model.promote();
+            for entry in answer.remove(4).list().unwrap() {
+                let mut parts = entry.list().unwrap().into_iter();
+                let (id, fence) = (parts.next().unwrap().text().unwrap(), parts.next().unwrap().text().unwrap());
+                let number: u64 = fence.parse().unwrap();
+                assert!(number > self.fence, "claim {number} after claim {}", self.fence);
+                self.fence = number;
+                self.model.give(worker, &warm, &id, &fence);
+                given += 1;
+                self.claims += 1;
+            }
+            let again = answer.remove(3) == Reply::Int(1);
+            if !again || given > 0 {
+                assert!(given <= most);
+                let left = self.model.best(worker, &warm);
+                assert!(again || given == most || left.is_none(), "{given} of {most}, and {left:?} was left");
+                return;
+            }
+        }
+    }
+}
