@@ -108,6 +108,8 @@ conformance! {
     an_inbox_takes_what_plain_clients_push
     finished_jobs_are_kept_as_long_as_they_should
     large_data_lie_in_the_blob_store_as_long_as_their_job
+    numbers_are_told_by_service_and_pool_however_many_classes
+    a_worker_is_told_what_it_waits_for
     verify_finds_nothing_wrong_after_everything
     customers_at_the_same_place_go_before_the_next_place
     room_is_given_to_whom_there_is_a_worker_for
@@ -817,6 +819,113 @@ async fn without_a_blob_store_large_data_are_refused_with_the_setting_that_helps
     let refused = queue.broker.complete(&token, json!("x".repeat(1_100_000))).await.unwrap_err();
     assert!(matches!(&refused, BrokerError::TooLarge(why) if why.contains("blobs.url")), "{refused}");
     queue.broker.complete(&token, json!("small")).await.unwrap();
+}
+
+async fn numbers_are_told_by_service_and_pool_however_many_classes(backend: Backend) {
+    const CLASSES: u64 = 1_200;
+    let queue = backend.open();
+    let registration = queue.worker("w").await;
+    // A class each, none of which the worker matches.
+    let each =
+        |n: u64| job(json!({ "service": format!("s{}", n % 3), "requirement": { "models": [format!("m{n}")] } }));
+    queue.broker.submit((0..CLASSES).map(each).collect()).await.unwrap();
+    // Of one class, at several priorities: the oldest is not the first.
+    let mut ids = Vec::new();
+    for priority in [0, 5, 9] {
+        ids.push(queue.submit(json!({ "priority": priority, "requirement": { "pool": "p" } })).await);
+        // Another millisecond has come.
+        let now = Timestamp::now();
+        while Timestamp::now() == now {
+            tokio::task::yield_now().await;
+        }
+    }
+    queue.submit(json!({ "not_before": "2099-01-01T00:00:00Z" })).await;
+    let first = queue.claim(&registration).await.unwrap();
+    if let Some(server) = &queue.server {
+        server.command(&["CONFIG", "RESETSTAT"]);
+    }
+    let backlog = queue.broker.backlog().await.unwrap();
+    if let Some(server) = queue.server.as_ref().filter(|_| std::env::var_os("QUEUE_TOPOLOGY").is_none()) {
+        // Not the time of all of them in one.
+        let stats = server.command(&["INFO", "commandstats"]);
+        let number = |line: &str, name: &str| {
+            let value = line.split([':', ',']).find_map(|part| part.strip_prefix(name)?.parse::<f64>().ok());
+            value.unwrap_or(0.0)
+        };
+        let calls: Vec<&str> = stats.lines().filter(|line| line.starts_with("cmdstat_fcall")).collect();
+        let count: f64 = calls.iter().map(|line| number(line, "calls=")).sum();
+        let micros: f64 = calls.iter().map(|line| number(line, "usec=")).sum();
+        println!("{count} calls for {CLASSES} classes took {} us each", micros / count);
+        assert!(count > 10.0 && micros / count < 2_000.0, "{stats}");
+    }
+    let service = |name: &str| backlog.services[&Name::new(name).unwrap()].clone();
+    assert_eq!((service("s0").pending, service("s1").pending, service("s2").pending), (400, 400, 400));
+    let work = service("work");
+    assert_eq!((work.pending, work.running, work.later), (2, 1, 1), "{first:?}");
+    let pool = &backlog.pools[&Name::new("p").unwrap()];
+    assert_eq!((pool.pending, pool.running, pool.later), (2, 1, 0));
+    assert_eq!(pool.oldest, Some(queue.broker.get(&ids[0]).await.unwrap().submitted));
+    assert_eq!(backlog.unmatched_jobs(), CLASSES, "those of the worker's own are matched");
+    // Who comes is heard of, who goes too.
+    let rich = who("rich", "1");
+    let models: Vec<String> = (0..CLASSES).map(|n| format!("m{n}")).collect();
+    let all = capabilities("rich", json!({ "services": ["s0", "s1", "s2"], "models": models }));
+    queue.broker.register(&rich, &all).await.unwrap();
+    let until = |jobs: u64| {
+        let broker = Arc::clone(&queue.broker);
+        async move {
+            let deadline = Instant::now() + Duration::from_secs(30);
+            while broker.backlog().await.unwrap().unmatched_jobs() != jobs {
+                assert!(Instant::now() < deadline, "{jobs} unmatched");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    };
+    until(0).await;
+    queue.broker.deregister(&rich).await.unwrap();
+    until(CLASSES).await;
+}
+
+async fn a_worker_is_told_what_it_waits_for(backend: Backend) {
+    let queue = backend.open();
+    let registration = queue.worker("w").await;
+    let told = || async { queue.broker.explain_worker("w").await.unwrap().unwrap() };
+    assert_eq!(queue.broker.explain_worker("nobody").await.unwrap(), None);
+    assert_eq!(told().await.reason, "no job waits");
+    // More classes than one answer of the store has; the last matters.
+    let each = |n: u32| job(json!({ "requirement": { "models": [format!("m{n}")] } }));
+    queue.broker.submit((0..1_050).map(each).collect()).await.unwrap();
+    let explained = told().await;
+    assert_eq!((explained.runs.len(), explained.refuses.len()), (0, 1_050));
+    assert_eq!(explained.reason, "1050 jobs wait, none of them may run on it");
+    queue.submit(json!({})).await;
+    assert_eq!(told().await.reason, "1 jobs wait that it takes when it has a free slot");
+    let scope: Scope = "service:work".parse().unwrap();
+    queue.broker.set_limit(&scope, Limit { paused: true, ..Limit::default() }).await.unwrap();
+    assert!(queue.claim(&registration).await.is_none());
+    assert_eq!(told().await.reason, "1 jobs wait that it may run, held by service:work");
+    queue.broker.set_limit(&scope, Limit::default()).await.unwrap();
+    queue.claim(&registration).await.unwrap();
+
+    // A job that is left to another, which has its model loaded.
+    let warm = queue.worker("warm").await;
+    queue.broker.heartbeat(&warm, &[], &BTreeSet::from(["sdxl".to_owned()])).await.unwrap();
+    queue.submit(json!({ "affinity": { "model": "sdxl", "wait": "60s" } })).await;
+    let explained = told().await;
+    assert_eq!(
+        explained.reason,
+        "1 jobs wait that it may run, held by a worker that has their model loaded for 1m (warm)"
+    );
+    assert_eq!(explained.runs.iter().find(|run| run.class.pending == 1).unwrap().left_to, ["warm"]);
+    let other = queue.broker.explain_worker("warm").await.unwrap().unwrap();
+    assert_eq!(other.reason, "1 jobs wait that it takes when it has a free slot");
+    // It failed here: others first.
+    let loaded = BTreeSet::from(["sdxl".to_owned()]);
+    let request = ClaimRequest { registration: warm.clone(), limit: 1, loaded };
+    let claim = queue.broker.claim(&request).await.unwrap().remove(0);
+    queue.broker.fail(&claim.token, Failure::new(FailureClass::WrongMachine, "not here")).await.unwrap();
+    let other = queue.broker.explain_worker("warm").await.unwrap().unwrap();
+    assert!(other.refuses.iter().any(|refused| refused.why == "the job failed here before"), "{other:?}");
 }
 
 async fn verify_finds_nothing_wrong_after_everything(backend: Backend) {

@@ -2,6 +2,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Something wrong in what the reader wrote (settings, script, job), with the place and the remedy.
@@ -15,7 +16,7 @@ use serde::{Deserialize, Serialize};
 ///    |         ^
 ///    = help: did you mean "command"?
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Problem {
     pub severity: Severity,
     /// A lowercase sentence without a full stop.
@@ -33,7 +34,7 @@ pub struct Problem {
     pub notes: Vec<String>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
     Warning,
@@ -41,7 +42,7 @@ pub enum Severity {
 }
 
 /// A place in a file; lines and columns count from 1.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Location {
     pub file: PathBuf,
     pub line: usize,
@@ -155,7 +156,7 @@ impl fmt::Display for Problem {
 }
 
 /// All that is wrong at once, so that nobody mends one line only to learn of the next.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Problems(pub Vec<Problem>);
 

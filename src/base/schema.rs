@@ -19,11 +19,15 @@ macro_rules! described {
 }
 
 described! {
-    Name, "Name", { "type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]*$" };
+    Name, "Name", { "type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$" };
     Seconds, "Duration", {
         "description": "A duration with its unit, or a number of seconds.",
         "anyOf": [
-            { "type": "string", "examples": ["200ms", "10s", "1h 30m"] },
+            {
+                "type": "string",
+                "pattern": "^([0-9]+(\\.[0-9]+)?|([0-9]+ *(ns|us|ms|s|secs?|seconds?|m|mins?|minutes?|h|hrs?|hours?|d|days?|w|weeks?) *)+)$",
+                "examples": ["200ms", "10s", "1h 30m"],
+            },
             { "type": "number", "minimum": 0 },
         ],
     };

@@ -2,12 +2,13 @@ use std::collections::HashMap;
 use std::fs;
 use std::time::{Duration, Instant};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::process::{Lineage, Row, snapshot};
 
 /// What a process tree uses.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Usage {
     pub processes: u32,
     pub threads: u32,

@@ -3,13 +3,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::{broadcast, watch};
 
 use super::{
-    ClassStatus, Explanation, Failure, Job, JobEvent, JobId, JobSchedule, JobState, Limit, Progress, QueueStats, Scope,
-    Submission, Token, WebhookSender,
+    Backlog, ClassStatus, Explanation, Failure, Job, JobEvent, JobId, JobSchedule, JobState, Limit, Progress,
+    QueueStats, Scope, Submission, Token, WebhookSender, WorkerExplanation,
 };
 use crate::base::{Name, Timestamp};
 use crate::host::{BlobError, BlobStore};
@@ -81,7 +82,7 @@ pub struct Claim {
     pub job: Job,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Submitted {
     pub id: JobId,
     pub state: JobState,
@@ -97,10 +98,12 @@ pub struct HeartbeatReply {
     pub lost: Vec<JobId>,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct JobFilter {
+    /// Only jobs in this state.
     pub state: Option<JobState>,
+    /// Only jobs of this service.
     pub service: Option<Name>,
     /// How many to leave out: for the next page.
     pub offset: Option<u32>,
@@ -233,8 +236,15 @@ pub trait Broker: Send + Sync + 'static {
 
     async fn stats(&self) -> Result<QueueStats, BrokerError>;
 
+    /// What waits and runs, by service and pool. A process spends a fiftieth of its time on this at most: where it takes
+    /// long, the answer may be some seconds old.
+    async fn backlog(&self) -> Result<Arc<Backlog>, BrokerError>;
+
     /// Why the job does not run now, worker by worker.
     async fn explain(&self, id: &JobId) -> Result<Explanation, BrokerError>;
+
+    /// What a worker waits for, and why it may not run the rest; `None` when it is not registered.
+    async fn explain_worker(&self, worker: &str) -> Result<Option<WorkerExplanation>, BrokerError>;
 
     async fn classes(&self, offset: usize, count: usize) -> Result<Vec<ClassStatus>, BrokerError>;
 

@@ -7,7 +7,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::expression;
-use super::model::{Affinity, Scope, Submission, plain};
+use super::model::{Affinity, ClassStatus, Scope, Submission, plain};
 
 use crate::base::Name;
 use crate::spec::{Capabilities, LabelTest, Requirement};
@@ -54,6 +54,16 @@ impl Class {
             customer: submission.customer.clone(),
             affinity: submission.affinity.clone(),
             avoid: BTreeSet::new(),
+        }
+    }
+
+    pub fn of_status(status: &ClassStatus) -> Self {
+        Self {
+            service: status.service.clone(),
+            requirement: status.requirement.clone(),
+            customer: status.customer.clone(),
+            affinity: status.affinity.clone(),
+            avoid: status.avoid.clone(),
         }
     }
 

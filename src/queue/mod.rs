@@ -34,9 +34,9 @@ pub use broker::{
 };
 pub use matching::{Class, ClassId, Mismatch};
 pub use model::{
-    Affinity, Attempt, ClassStatus, DependencyPolicy, Explanation, Failure, FailureClass, InvalidJobId, Job, JobEvent,
-    JobId, JobSchedule, JobState, Limit, Priority, Progress, QueueStats, RetryPolicy, Scope, Submission, Token,
-    WorkerMatch, Workflow,
+    Affinity, Attempt, Backlog, ClassForWorker, ClassRefused, ClassStatus, DependencyPolicy, Explanation, Failure,
+    FailureClass, InvalidJobId, Job, JobEvent, JobId, JobSchedule, JobState, Limit, Load, Priority, Progress,
+    QueueStats, RetryPolicy, Scope, Submission, Token, WorkerExplanation, WorkerMatch, Workflow,
 };
 pub use webhook::WebhookSender;
 

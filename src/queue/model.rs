@@ -1,3 +1,4 @@
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Write as _};
 use std::sync::Arc;
 
@@ -7,7 +8,7 @@ use serde_json::Value;
 
 use crate::base::{Backoff, Name, Seconds, Timestamp, is_default};
 use crate::host::BlobRef;
-use crate::spec::Requirement;
+use crate::spec::{Capabilities, Requirement};
 
 /// A job's id: 1 to 128 characters of ASCII letters, digits, `.`, `_`, `:` and `-`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -263,7 +264,7 @@ impl Default for RetryPolicy {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum JobState {
     /// Waits for other jobs to end.
@@ -307,7 +308,7 @@ impl fmt::Display for JobState {
 }
 
 /// Why an attempt did not succeed; decides what happens to the job.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FailureClass {
     /// Try again after the backoff, while attempts are left.
@@ -325,7 +326,7 @@ pub enum FailureClass {
     Cancelled,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Failure {
     pub class: FailureClass,
     pub message: String,
@@ -354,7 +355,7 @@ pub struct Token {
 }
 
 /// The latest that a running job said of itself.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Progress {
     /// 0 to 1.
     pub fraction: f64,
@@ -364,7 +365,7 @@ pub struct Progress {
 }
 
 /// One try of a job that has ended.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Attempt {
     pub worker: String,
     pub started: Timestamp,
@@ -376,7 +377,7 @@ pub struct Attempt {
 }
 
 /// A job as the queue keeps it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Job {
     pub id: JobId,
     pub state: JobState,
@@ -425,7 +426,7 @@ pub struct Job {
 }
 
 /// One entry of a job's durable event stream.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct JobEvent {
     /// Grows within a job; the cursor.
     pub seq: u64,
@@ -438,7 +439,7 @@ pub struct JobEvent {
 }
 
 /// Numbers of the whole queue.
-#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct QueueStats {
     pub blocked: u64,
     pub delayed: u64,
@@ -518,7 +519,7 @@ fn unplain(text: &str) -> String {
 }
 
 /// What holds the jobs of a [`Scope`] back. The default holds nothing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limit {
     /// So many run at once at most.
@@ -536,7 +537,7 @@ pub struct Limit {
 }
 
 /// A job that is submitted again and again.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct JobSchedule {
     pub name: Name,
@@ -549,7 +550,7 @@ pub struct JobSchedule {
 }
 
 /// Which workers may run a job, and the first reason of each that may not.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Explanation {
     pub job: JobId,
     pub state: JobState,
@@ -558,7 +559,7 @@ pub struct Explanation {
     pub workers: Vec<WorkerMatch>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct WorkerMatch {
     pub worker: String,
     /// Missing when the worker may run the job.
@@ -566,19 +567,97 @@ pub struct WorkerMatch {
     pub mismatch: Option<String>,
 }
 
+/// What waits and runs of one service, or of one pool that jobs ask for.
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct Load {
+    pub pending: u64,
+    pub running: u64,
+    /// Delayed and blocked.
+    pub later: u64,
+    /// When the pending job that waits longest was submitted.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub oldest: Option<Timestamp>,
+}
+
+impl Load {
+    pub(super) fn add(&mut self, class: &ClassStatus) {
+        self.pending += class.pending;
+        self.later += class.live.saturating_sub(class.pending);
+        self.oldest = self.oldest.into_iter().chain(class.oldest).min();
+    }
+
+    /// Jobs that run were counted as later until it was known how many there are.
+    pub(super) fn tell_running(&mut self, running: u64) {
+        self.running = running;
+        self.later = self.later.saturating_sub(running);
+    }
+}
+
+/// Where the jobs are that are not over. Taken class by class, so that its numbers may be apart by what happened meanwhile.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct Backlog {
+    pub services: BTreeMap<Name, Load>,
+    /// By the pool that jobs ask for.
+    pub pools: BTreeMap<Name, Load>,
+    /// Kinds of requirement with jobs that wait, and that no worker matches.
+    pub unmatched: Vec<ClassStatus>,
+}
+
+impl Backlog {
+    pub fn unmatched_jobs(&self) -> u64 {
+        self.unmatched.iter().map(|class| class.pending).sum()
+    }
+}
+
+/// What a worker may run, and why not the rest.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct WorkerExplanation {
+    pub worker: String,
+    pub capabilities: Capabilities,
+    /// Jobs that wait and that it may run.
+    pub pending: u64,
+    /// What it waits for, as one sentence.
+    pub reason: String,
+    pub runs: Vec<ClassForWorker>,
+    pub refuses: Vec<ClassRefused>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ClassForWorker {
+    #[serde(flatten)]
+    pub class: ClassStatus,
+    /// Workers that have its model loaded, to which others leave its jobs for a while.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub left_to: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ClassRefused {
+    pub class: ClassStatus,
+    pub why: String,
+}
+
 /// A kind of requirement and its jobs.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ClassStatus {
     pub class: String,
     pub service: Name,
     pub requirement: Requirement,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub customer: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub affinity: Option<Affinity>,
+    /// Workers that are not to have its jobs: they failed there.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty", default)]
+    pub avoid: BTreeSet<String>,
     pub pending: u64,
     /// Pending, delayed, blocked and running.
     pub live: u64,
-    /// Kinds of worker that may run it.
+    /// Kinds of worker that may run it, those of an hour ago counted too.
     pub profiles: u64,
+    /// When the pending job that waits longest was submitted.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub oldest: Option<Timestamp>,
     /// The paused or exhausted scope that holds it back.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub held_by: Option<String>,

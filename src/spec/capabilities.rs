@@ -1,12 +1,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::base::Name;
 
 /// What a worker can do now. Two workers with equal capabilities have the same profile and match the same jobs.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Capabilities {
     /// The job services it takes, usually its connector's name.
@@ -31,7 +32,7 @@ pub struct Capabilities {
     pub allow_customers: BTreeSet<String>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Default, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Hardware {
     /// Memory of the smallest GPU the worker may use, in GiB.

@@ -1,10 +1,11 @@
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::base::{Name, Timestamp};
 use crate::queue::{JobId, Progress};
 
 /// A worker as it publishes itself.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct WorkerStatus {
     pub name: Name,
     pub connector: Name,
@@ -18,7 +19,7 @@ pub struct WorkerStatus {
     pub failed: u64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum WorkerState {
     /// Services it needs are not ready.
@@ -34,7 +35,7 @@ pub enum WorkerState {
     Stopped,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RunningJob {
     pub id: JobId,
     pub since: Timestamp,

@@ -3,6 +3,7 @@
 //! What the functions cannot do is done here: validation, matching (once per class and profile, never per job), the
 //! decision what a failed attempt leads to, and everything that takes more than one step.
 
+mod backlog;
 mod batch;
 mod codec;
 mod keeper;
@@ -11,7 +12,7 @@ mod roster;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use metrics::{counter, gauge, histogram};
@@ -28,9 +29,9 @@ use super::model::plain;
 use super::store::{Message, Reply, Store};
 use super::validate::refuse;
 use super::{
-    Broker, BrokerError, Claim, ClaimRequest, ClassStatus, Explanation, Failure, FailureClass, HeartbeatReply, Job,
-    JobEvent, JobFilter, JobId, JobSchedule, JobState, Limit, Progress, QueueConfig, QueueStats, Registration, Round,
-    Scope, Submission, Submitted, Token,
+    Backlog, Broker, BrokerError, Claim, ClaimRequest, ClassStatus, Explanation, Failure, FailureClass, HeartbeatReply,
+    Job, JobEvent, JobFilter, JobId, JobSchedule, JobState, Limit, Progress, QueueConfig, QueueStats, Registration,
+    Round, Scope, Submission, Submitted, Token, WorkerExplanation,
 };
 use crate::base::{Name, Timestamp};
 use crate::spec::Capabilities;
@@ -59,6 +60,8 @@ pub(super) struct Client {
     completions: Batcher<(Token, String), String>,
     beats: Batcher<Beat, (bool, HeartbeatReply, Vec<Token>)>,
     cancellations: broadcast::Sender<JobId>,
+    /// The latest look at all classes, and when it need not be taken again yet.
+    backlog: tokio::sync::Mutex<Option<(Instant, Arc<Backlog>)>>,
 }
 
 type Beat = (Registration, Vec<Token>, BTreeSet<String>);
@@ -75,7 +78,7 @@ struct Shared {
     /// What the last heartbeat said there is to do.
     todo: Mutex<Option<Reply>>,
     watched: Mutex<HashMap<String, (usize, Arc<Notify>)>>,
-    retained: Mutex<Option<std::time::Instant>>,
+    retained: Mutex<Option<Instant>>,
 }
 
 struct Known {
@@ -125,7 +128,16 @@ impl Client {
             let (store, shared) = (Arc::clone(&beating), todo.clone());
             async move { beat(store.as_ref(), &shared, lease, &batch).await }
         });
-        Self { store, config, roster: Mutex::default(), shared, completions, beats, cancellations }
+        Self {
+            store,
+            config,
+            roster: Mutex::default(),
+            shared,
+            completions,
+            beats,
+            cancellations,
+            backlog: tokio::sync::Mutex::default(),
+        }
     }
 
     fn roster(&self) -> MutexGuard<'_, Roster> {
@@ -378,7 +390,8 @@ impl Client {
         }
     }
 
-    async fn watch(&self, id: &JobId) -> Result<Arc<Notify>> {
+    /// Hears of the job's events until what is returned is dropped.
+    async fn watch(&self, id: &JobId) -> Result<Watch> {
         let channel = format!("e:{id}");
         let (first, notify) = {
             let mut watched = lock(&self.shared.watched);
@@ -386,27 +399,12 @@ impl Client {
             entry.0 += 1;
             (entry.0 == 1, Arc::clone(&entry.1))
         };
+        let (shared, store) = (Arc::clone(&self.shared), Arc::clone(&self.store));
+        let watch = Watch { channel: channel.clone(), notify, shared, store };
         if first {
             self.store.subscribe(channel).await?;
         }
-        Ok(notify)
-    }
-
-    async fn unwatch(&self, id: &JobId) {
-        let channel = format!("e:{id}");
-        let last = {
-            let mut watched = lock(&self.shared.watched);
-            let Some(entry) = watched.get_mut(&channel) else { return };
-            entry.0 -= 1;
-            let last = entry.0 == 0;
-            if last {
-                watched.remove(&channel);
-            }
-            last
-        };
-        if last {
-            self.store.unsubscribe(channel).await;
-        }
+        Ok(watch)
     }
 
     /// The best of all classes, class by class: no call looks at many.
@@ -435,6 +433,37 @@ impl Client {
         let arguments = vec![codec::letter(state).to_owned(), offset.to_string(), count.to_string()];
         let ids = self.store.call("list", arguments).await?.texts()?;
         Ok(codec::ids(&ids))
+    }
+}
+
+/// Somebody who waits for events of a job; most go away while they wait.
+struct Watch {
+    channel: String,
+    notify: Arc<Notify>,
+    shared: Arc<Shared>,
+    store: Arc<dyn Store>,
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let mut watched = lock(&self.shared.watched);
+        let Some(entry) = watched.get_mut(&self.channel) else { return };
+        entry.0 -= 1;
+        if entry.0 > 0 {
+            return;
+        }
+        watched.remove(&self.channel);
+        drop(watched);
+        let (channel, shared, store) = (self.channel.clone(), Arc::clone(&self.shared), Arc::clone(&self.store));
+        // Not where the runtime has ended: then the connection has, too.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                // The next may have come already.
+                if !lock(&shared.watched).contains_key(&channel) {
+                    store.unsubscribe(channel).await;
+                }
+            });
+        }
     }
 }
 
@@ -846,10 +875,10 @@ impl Broker for Client {
         if watched.await.is_err() {
             return tokio::time::sleep(timeout.min(Duration::from_secs(1))).await;
         }
-        let Ok(notify) = self.watch(id).await else { return };
+        let Ok(watch) = self.watch(id).await else { return };
         let until_some = async {
             loop {
-                let news = notify.notified();
+                let news = watch.notify.notified();
                 tokio::pin!(news);
                 news.as_mut().enable();
                 match self.events(id, after).await {
@@ -860,38 +889,31 @@ impl Broker for Client {
             }
         };
         let _ = tokio::time::timeout(timeout, until_some).await;
-        self.unwatch(id).await;
     }
 
     async fn stats(&self) -> Result<QueueStats> {
-        codec::stats(self.store.call("stats", Vec::new()).await?)
+        let stats = codec::stats(self.store.call("stats", Vec::new()).await?)?;
+        show(&stats);
+        Ok(stats)
     }
 
     async fn explain(&self, id: &JobId) -> Result<Explanation> {
         self.explain_job(id).await
     }
 
+    async fn backlog(&self) -> Result<Arc<Backlog>> {
+        self.recent_backlog().await
+    }
+
+    async fn explain_worker(&self, worker: &str) -> Result<Option<WorkerExplanation>> {
+        self.explain_who(worker).await
+    }
+
     async fn classes(&self, offset: usize, count: usize) -> Result<Vec<ClassStatus>> {
-        let arguments = vec![offset.to_string(), count.to_string()];
-        let mut classes = Vec::new();
-        for entry in self.store.call("classes", arguments).await?.list()? {
-            let mut parts = entry.texts()?.into_iter();
-            let mut part = || parts.next().unwrap_or_default();
-            let (id, class) = (part(), codec::json::<Class>(&part())?);
-            let mut number = || part().parse().unwrap_or(0);
-            let (pending, live, profiles) = (number(), number(), number());
-            classes.push(ClassStatus {
-                class: id,
-                service: class.service,
-                requirement: class.requirement,
-                customer: class.customer,
-                pending,
-                live,
-                profiles,
-                held_by: Some(part()).filter(|scope| !scope.is_empty()),
-            });
-        }
-        Ok(classes)
+        let mut ids = self.store.call("class_ids", Vec::new()).await?.texts()?;
+        ids.sort();
+        let page: Vec<String> = ids.into_iter().skip(offset).take(count).collect();
+        self.classes_of(&page).await
     }
 
     async fn workers(&self) -> Result<BTreeMap<String, Capabilities>> {

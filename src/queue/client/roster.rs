@@ -27,7 +27,7 @@ pub(super) struct Roster {
 }
 
 /// The profile of a worker: its capabilities without what tells it from its likes.
-fn shared(capabilities: &Capabilities) -> Result<(String, String, Capabilities)> {
+pub(super) fn shared(capabilities: &Capabilities) -> Result<(String, String, Capabilities)> {
     let nobody = Name::new("any").map_err(|cause| BrokerError::damaged(&cause))?;
     let shared = Capabilities { machine: nobody.clone(), worker: nobody, ..capabilities.clone() };
     let text = serde_json::to_string(&shared).map_err(|cause| BrokerError::damaged(&cause))?;
@@ -39,7 +39,7 @@ fn personal(worker: &str) -> String {
 }
 
 impl Client {
-    async fn read_roster(&self) -> Result<()> {
+    pub(super) async fn read_roster(&self) -> Result<()> {
         let mut parts = self.store.call("roster", Vec::new()).await?.list()?.into_iter();
         let (Some(epoch), Some(profiles), Some(workers)) = (parts.next(), parts.next(), parts.next()) else {
             return Err(BrokerError::damaged(&"the roster is cut short"));

@@ -144,6 +144,13 @@ fn run(lua: &Lua, data: &mut Data, name: &str, words: Arguments) -> mlua::Result
             truth(false)
         }
         "GET" => optional(data.text(word(0)?)),
+        "GETRANGE" => {
+            let (from, to) = (usize::try_from(int(1)?).unwrap_or(0), int(2)?);
+            let most = usize::try_from(to.saturating_add(1)).unwrap_or(0).saturating_sub(from);
+            let value = data.text(word(0)?).map_or(&[][..], |text| text.as_bytes());
+            let part: Vec<u8> = value.iter().skip(from).take(most).copied().collect();
+            Ok(Value::String(lua.create_string(part)?))
+        }
         "MGET" => list(words.iter().map(|key| optional(data.text(key))).collect::<mlua::Result<_>>()?),
         "SET" => {
             if words.get(2).is_some_and(|word| &**word == "NX") && data.exists(word(0)?) {

@@ -311,9 +311,8 @@ end
 -- Where a job is ---------------------------------------------------------------------------------------------------
 
 local function header(id)
-  local raw = call('GET', P .. 'j:' .. id)
-  if not raw then return nil end
-  return match(raw, '^(%S+) (%S+) (%S+) (%S+) (%S+) ')
+  -- Its beginning, never the payload.
+  return match(call('GETRANGE', P .. 'j:' .. id, 0, 127), '^(%S+) (%S+) (%S+) (%S+) (%S+) ')
 end
 
 local function class_of(id, base) return call('HGET', P .. 'm:' .. id, 'c') or base end
@@ -1395,17 +1394,50 @@ function reads.stats()
   }
 end
 
--- For classes: definition, jobs that wait, live jobs, profiles that match, parked by. offset count
+-- When the job of a class that waits longest was submitted: the first of a priority, of the eight highest.
+local function oldest_of(cid)
+  local least, from = math.huge, '-inf'
+  for _ = 1, 8 do
+    local t = call('ZRANGEBYSCORE', P .. 'c:' .. cid, from, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
+    if not t[1] then break end
+    local _, _, _, at = header(t[1])
+    if at then least = math.min(least, tonumber(at, 36)) end
+    from = num((math.floor(tonumber(t[2]) / LEVEL) + 1) * LEVEL)
+  end
+  return least < math.huge and num(least) or ''
+end
+
+-- classes...: of each its definition, jobs that wait, live jobs, profiles that match, parked by, the oldest
 function reads.classes(a)
-  local ids = call('HKEYS', P .. 'cls')
-  table.sort(ids)
+  if #a == 0 then return {} end
+  local cls, cn, pb = call('HMGET', P .. 'cls', unpack(a)), call('HMGET', P .. 'cn', unpack(a)), call('HMGET', P .. 'pb', unpack(a))
   local out = {}
-  for i = tonumber(a[1]) + 1, math.min(tonumber(a[1]) + tonumber(a[2]), #ids) do
-    local cid = ids[i]
-    out[#out + 1] = {
-      cid, call('HGET', P .. 'cls', cid), call('ZCARD', P .. 'c:' .. cid), call('HGET', P .. 'cn', cid) or '0',
-      call('SCARD', P .. 's:' .. cid), call('HGET', P .. 'pb', cid) or '',
-    }
+  for i, cid in ipairs(a) do
+    local n = call('ZCARD', P .. 'c:' .. cid)
+    if cls[i] then
+      out[#out + 1] = { cid, cls[i], n, cn[i] or '0', call('SCARD', P .. 's:' .. cid), pb[i] or '', n > 0 and oldest_of(cid) or '' }
+    end
+  end
+  return out
+end
+
+-- Of every class how many of its jobs are not over.
+function reads.live() return call('HGETALL', P .. 'cn') end
+
+-- scopes...: how many jobs of each run
+function reads.running(a)
+  if #a == 0 then return {} end
+  local out = {}
+  for i, n in ipairs(call('HMGET', P .. 'run', unpack(a))) do out[i] = n or '0' end
+  return out
+end
+
+-- model: workers that have it loaded, some of them
+function reads.loaded(a)
+  local out = {}
+  for _, inc in ipairs(call('ZRANGEBYSCORE', P .. 'wm:' .. a[1], num(now_ms()), '+inf', 'LIMIT', 0, 16)) do
+    local info = call('HGET', P .. 'I', inc)
+    if info then out[#out + 1] = match(info, '^%S+') end
   end
   return out
 end
