@@ -18,6 +18,7 @@ use super::publish::Publisher;
 use super::resources;
 use super::service_hooks::ScriptHooks;
 use super::startup::Timeline;
+use super::unmatched::watch_unmatched;
 use super::workers::Workers;
 use crate::admin::{AdminDeps, Control, MachineIdentity, serve};
 use crate::base::{Problems, Timestamp};
@@ -172,6 +173,7 @@ pub async fn run(dir: &Path, settings: Settings, overrides: Overrides) -> Result
     tracker.spawn(resources);
     supervisor.set_hooks(Arc::new(ScriptHooks { program: performer.program.subscribe() }));
     let (stats, stats_receiver) = watch::channel(None);
+    tracker.spawn(watch_unmatched(Arc::clone(&broker), events.clone(), stats_receiver.clone(), stop.clone()));
     tracker.spawn(keep_queue(broker, sender.clone(), stats, metrics, stop.clone()));
     start_up(&mut performer, &generation, &tracker);
 

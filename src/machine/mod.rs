@@ -13,6 +13,7 @@ mod publish;
 mod resources;
 mod service_hooks;
 mod startup;
+mod unmatched;
 mod workers;
 
 pub use boot::{MachineError, machine_context, run};
