@@ -46,6 +46,17 @@ fn local(headers: &HeaderMap) -> Result<(), ApiError> {
     }
 }
 
+/// A WebSocket is not held to the origin of the page that opens it, as other requests are: a page may open one to the machine
+/// that it came from only.
+pub(super) fn same_origin(headers: &HeaderMap) -> Result<(), ApiError> {
+    let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
+    let host = text(header::HOST).unwrap_or("");
+    match text(header::ORIGIN).map(|origin| origin.split_once("://").map_or(origin, |(_, rest)| rest)) {
+        Some(origin) if origin != host => Err(ApiError::forbidden("a page of another origin may not read this")),
+        _ => Ok(()),
+    }
+}
+
 fn is_loopback(authority: &str) -> bool {
     let host = match authority.strip_prefix('[') {
         Some(rest) => rest.split(']').next().unwrap_or(""),

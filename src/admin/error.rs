@@ -1,25 +1,51 @@
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::json;
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use crate::base::Problems;
 use crate::queue::BrokerError;
 use crate::supervisor::UnknownService;
 
-/// What went wrong with a request: `{"error": {"code", "message", "help"}}` with the right status.
+/// What went wrong with a request, with the right status.
 #[derive(Debug)]
 pub(super) struct ApiError {
     status: StatusCode,
+    what: What,
+}
+
+/// How every error is answered.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Error")]
+pub(super) struct ErrorBody {
+    error: What,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(inline)]
+struct What {
+    /// Which kind of error it is, for programs.
     code: &'static str,
+    /// For people.
     message: String,
+    /// What the reader can do.
+    #[serde(skip_serializing_if = "Option::is_none")]
     help: Option<String>,
+    /// What is wrong with the machine's files.
+    #[serde(skip_serializing_if = "Option::is_none")]
     problems: Option<Problems>,
+}
+
+/// Done, in a sentence for people.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct Done {
+    pub message: String,
 }
 
 impl ApiError {
     fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into(), help: None, problems: None }
+        Self { status, what: What { code, message: message.into(), help: None, problems: None } }
     }
 
     pub fn bad_request(message: impl Into<String>) -> Self {
@@ -42,18 +68,26 @@ impl ApiError {
         Self::new(StatusCode::FORBIDDEN, "forbidden", message)
     }
 
+    pub fn too_large(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message)
+    }
+
+    pub fn upgrade_required(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::UPGRADE_REQUIRED, "upgrade_required", message)
+    }
+
     pub fn unavailable(message: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", message)
     }
 
     pub fn refused(problems: Problems) -> Self {
         let mut error = Self::new(StatusCode::UNPROCESSABLE_ENTITY, "refused", problems.to_string());
-        error.problems = Some(problems);
+        error.what.problems = Some(problems);
         error
     }
 
     pub fn help(mut self, help: impl Into<String>) -> Self {
-        self.help = Some(help.into());
+        self.what.help = Some(help.into());
         self
     }
 }
@@ -80,14 +114,7 @@ impl From<UnknownService> for ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let mut error = json!({ "code": self.code, "message": self.message });
-        if let Some(help) = self.help {
-            error["help"] = help.into();
-        }
-        if let Some(problems) = self.problems {
-            error["problems"] = serde_json::to_value(problems).unwrap_or_default();
-        }
-        let mut response = (self.status, Json(json!({ "error": error }))).into_response();
+        let mut response = (self.status, Json(ErrorBody { error: self.what })).into_response();
         if self.status == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("2"));
         }

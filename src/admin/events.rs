@@ -2,21 +2,30 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
-use serde::Deserialize;
-use serde_json::json;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
+use super::extract::Query;
 use super::server::AdminDeps;
 use super::services::{last_event_id, wants_stream};
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct EventQuery {
+    /// Only what happened after the event of this number.
     after: Option<u64>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct Events {
+    events: Vec<Arc<crate::telemetry::Event>>,
+    /// Events after the cursor that are kept no longer.
+    missed: u64,
 }
 
 const PAGE: usize = 1_000;
@@ -32,7 +41,7 @@ pub(super) async fn events(
     let mut reader = deps.events.reader(after);
     if !wants_stream(&headers) {
         let (events, lagged) = reader.take(PAGE);
-        return Json(json!({ "events": events, "missed": lagged.map_or(0, |lagged| lagged.missed) })).into_response();
+        return Json(Events { events, missed: lagged.map_or(0, |lagged| lagged.missed) }).into_response();
     }
     let pending: Vec<Event> = Vec::new();
     let events = stream::unfold((deps, reader, pending), async |(deps, mut reader, mut pending)| {

@@ -3,12 +3,14 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
+use super::extract::Query;
 use super::server::AdminDeps;
 use super::status::{Control, MachineState, MachineStatus};
 use crate::supervisor::{Desired, ServiceState};
@@ -18,7 +20,7 @@ use crate::worker::WorkerState;
 const LOOP_HANGS: Duration = Duration::from_secs(5);
 
 /// `/health`: one boolean, and what it is made of.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Health {
     pub healthy: bool,
     /// `pass`, `warn` (something is down and the machine goes on) or `fail`.
@@ -29,11 +31,19 @@ pub struct Health {
     pub checks: BTreeMap<String, Check>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Check {
     pub ok: bool,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub reason: Option<String>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+pub(super) struct ReadyQuery {
+    /// Given, whatever its value: check by check even when it is ready.
+    verbose: Option<String>,
+    /// Checks that do not count, separated by commas.
+    exclude: Option<String>,
 }
 
 /// What is well and what is not. A machine is healthy while it is `Healthy`: nothing that should be up is down.
@@ -85,11 +95,11 @@ pub(super) async fn livez(State(deps): State<AdminDeps>) -> Response {
 }
 
 /// Whether the machine takes work: started, not draining, all that should be up is.
-pub(super) async fn readyz(State(deps): State<AdminDeps>, Query(query): Query<BTreeMap<String, String>>) -> Response {
+pub(super) async fn readyz(State(deps): State<AdminDeps>, Query(query): Query<ReadyQuery>) -> Response {
     let status = deps.status.borrow().clone();
     let health = health_of(&status);
     let ending = matches!(status.state, MachineState::Draining | MachineState::Failed | MachineState::Stopped);
-    let excluded: Vec<&str> = query.get("exclude").map(|names| names.split(',').collect()).unwrap_or_default();
+    let excluded: Vec<&str> = query.exclude.as_ref().map(|names| names.split(',').collect()).unwrap_or_default();
     let mut text = String::new();
     let mut ready = !ending;
     let _ = writeln!(text, "[{}]machine {}", if ending { '-' } else { '+' }, status.state);
@@ -106,7 +116,7 @@ pub(super) async fn readyz(State(deps): State<AdminDeps>, Query(query): Query<BT
     }
     let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let _ = writeln!(text, "readyz check {}", if ready { "passed" } else { "failed" });
-    if query.contains_key("verbose") || !ready { (code, text).into_response() } else { (code, "ok\n").into_response() }
+    if query.verbose.is_some() || !ready { (code, text).into_response() } else { (code, "ok\n").into_response() }
 }
 
 /// Whether the start-up sequence is through.

@@ -2,36 +2,83 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use axum::Json;
-use axum::body::Bytes;
-use axum::extract::ws::{Message, WebSocketUpgrade};
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
+use axum::extract::ws::{CloseFrame, Message, WebSocketUpgrade, close_code};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
-use serde::Deserialize;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::auth;
 use super::error::ApiError;
+use super::extract::{Body, Path, Query};
 use super::server::AdminDeps;
 use super::services::{last_event_id, wants_stream};
-use crate::queue::{DependencyPolicy, Explanation, Job, JobEvent, JobFilter, JobId, Submission};
+use crate::queue::{DependencyPolicy, Explanation, Job, JobEvent, JobFilter, JobId, JobState, Submission, Submitted};
+
+/// How often a silent WebSocket is tried, so that a client that has vanished is noticed.
+const ALIVE: Duration = Duration::from_secs(15);
 
 /// Jobs that are queued in one transaction.
 const BATCH: usize = 200;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct EventQuery {
+    /// Only what happened after the event of this number.
     after: Option<u64>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct JobsSubmitted {
+    jobs: Vec<Submitted>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct Jobs {
+    jobs: Vec<Job>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct JobEvents {
+    events: Vec<JobEvent>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct JobNow {
+    id: JobId,
+    state: JobState,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct BatchSubmitted {
+    jobs: Vec<Submitted>,
+    callback: Option<Submitted>,
+}
+
+/// What `POST /jobs` takes, in the document; it is read with care for what the reader is told of a mistake.
+pub(super) struct OneOrMany;
+
+impl JsonSchema for OneOrMany {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Submissions".into()
+    }
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let one = generator.subschema_for::<Submission>();
+        json_schema!({ "description": "A job, or several.", "anyOf": [one, { "type": "array", "items": one }] })
+    }
 }
 
 /// One job, an array of jobs, or a job per line (`application/x-ndjson`).
 pub(super) async fn submit(
     State(deps): State<AdminDeps>,
     headers: HeaderMap,
-    body: Bytes,
-) -> Result<(StatusCode, Json<Value>), ApiError> {
+    Body(body): Body,
+) -> Result<(StatusCode, Json<JobsSubmitted>), ApiError> {
     let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
     let mut submissions =
         if content_type.starts_with("application/x-ndjson") { read_lines(&body)? } else { read_json(&body)? };
@@ -49,7 +96,7 @@ pub(super) async fn submit(
             }
         }
     }
-    Ok((StatusCode::CREATED, Json(json!({ "jobs": jobs }))))
+    Ok((StatusCode::CREATED, Json(JobsSubmitted { jobs })))
 }
 
 fn read_json(body: &[u8]) -> Result<Vec<Submission>, ApiError> {
@@ -79,9 +126,8 @@ fn read_lines(body: &[u8]) -> Result<Vec<Submission>, ApiError> {
 pub(super) async fn list(
     State(deps): State<AdminDeps>,
     Query(filter): Query<JobFilter>,
-) -> Result<Json<Value>, ApiError> {
-    let jobs = deps.broker.list(&filter).await?;
-    Ok(Json(json!({ "jobs": jobs })))
+) -> Result<Json<Jobs>, ApiError> {
+    Ok(Json(Jobs { jobs: deps.broker.list(&filter).await? }))
 }
 
 pub(super) async fn get(State(deps): State<AdminDeps>, Path(id): Path<String>) -> Result<Json<Job>, ApiError> {
@@ -89,21 +135,21 @@ pub(super) async fn get(State(deps): State<AdminDeps>, Path(id): Path<String>) -
     Ok(Json(deps.broker.load(job).await?))
 }
 
-pub(super) async fn cancel(State(deps): State<AdminDeps>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+pub(super) async fn cancel(State(deps): State<AdminDeps>, Path(id): Path<String>) -> Result<Json<JobNow>, ApiError> {
     let id = job_id(&id)?;
     let state = deps.broker.cancel(&id).await?;
-    Ok(Json(json!({ "id": id, "state": state })))
+    Ok(Json(JobNow { id, state }))
 }
 
-pub(super) async fn retry(State(deps): State<AdminDeps>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+pub(super) async fn retry(State(deps): State<AdminDeps>, Path(id): Path<String>) -> Result<Json<JobNow>, ApiError> {
     let id = job_id(&id)?;
     let state = deps.broker.retry(&id).await?;
-    Ok(Json(json!({ "id": id, "state": state })))
+    Ok(Json(JobNow { id, state }))
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct BatchBody {
+pub(super) struct Batch {
     jobs: Vec<Submission>,
     /// Queued with the others; claimable when all of them have ended, whatever became of them.
     callback: Option<Submission>,
@@ -112,9 +158,9 @@ pub(super) struct BatchBody {
 /// Jobs that belong together, and one that runs when they have ended.
 pub(super) async fn submit_batch(
     State(deps): State<AdminDeps>,
-    body: Bytes,
-) -> Result<(StatusCode, Json<Value>), ApiError> {
-    let batch: BatchBody = serde_json::from_slice(&body).map_err(|cause| {
+    Body(body): Body,
+) -> Result<(StatusCode, Json<BatchSubmitted>), ApiError> {
+    let batch: Batch = serde_json::from_slice(&body).map_err(|cause| {
         ApiError::bad_request(format!("not a batch: {cause}")).help("send {\"jobs\": [...], \"callback\": {...}}")
     })?;
     let mut jobs = batch.jobs;
@@ -130,7 +176,7 @@ pub(super) async fn submit_batch(
     }));
     let mut submitted = deps.broker.submit(jobs).await?;
     let callback = if with_callback { submitted.pop() } else { None };
-    Ok((StatusCode::CREATED, Json(json!({ "jobs": submitted, "callback": callback }))))
+    Ok((StatusCode::CREATED, Json(BatchSubmitted { jobs: submitted, callback })))
 }
 
 pub(super) async fn explain(
@@ -145,30 +191,41 @@ pub(super) async fn socket(
     State(deps): State<AdminDeps>,
     Path(id): Path<String>,
     Query(query): Query<EventQuery>,
-    upgrade: WebSocketUpgrade,
+    headers: HeaderMap,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, ApiError> {
+    auth::same_origin(&headers)?;
     let id = job_id(&id)?;
     let cursor = query.after.unwrap_or(0);
     let pending = deps.broker.events(&id, cursor).await?;
+    let upgrade = upgrade.map_err(|cause| {
+        ApiError::upgrade_required(cause.body_text()).help("connect with a WebSocket client, or GET /jobs/{id}/events")
+    })?;
     let mut follow = Follow { deps, id, cursor, pending, ended: false };
     Ok(upgrade.on_upgrade(move |mut socket| async move {
+        let mut alive = tokio::time::interval(ALIVE);
         loop {
-            tokio::select! {
-                step = follow.step() => {
-                    let Some(step) = step else { break };
-                    let text = match &step {
-                        Step::Event(event) => serde_json::to_string(event).unwrap_or_default(),
-                        Step::End(end) => json!({ "end": end }).to_string(),
-                    };
-                    if socket.send(Message::Text(text.into())).await.is_err() {
-                        return;
-                    }
-                }
+            let message = tokio::select! {
+                step = follow.step() => match step {
+                    Some(Step::Event(event)) => Message::Text(serde_json::to_string(&event).unwrap_or_default().into()),
+                    Some(Step::End(end)) => Message::Text(json!({ "end": end }).to_string().into()),
+                    None => break,
+                },
                 // A client that goes away is noticed; what it says is not asked for.
-                message = socket.recv() => if message.is_none_or(|message| message.is_err()) { return },
+                message = socket.recv() => match message {
+                    Some(Ok(_)) => continue,
+                    _ => return,
+                },
+                _ = alive.tick() => Message::Ping(Vec::new().into()),
+            };
+            if socket.send(message).await.is_err() {
+                return;
             }
         }
-        let _ = socket.send(Message::Close(None)).await;
+        // Whoever was not told the end comes back for the rest.
+        let (code, reason) =
+            if follow.ended { (close_code::NORMAL, "") } else { (close_code::RESTART, "the machine stops") };
+        let _ = socket.send(Message::Close(Some(CloseFrame { code, reason: reason.into() }))).await;
     }))
 }
 
@@ -183,7 +240,7 @@ pub(super) async fn events(
     let after = last_event_id(&headers).or(query.after).unwrap_or(0);
     let first = deps.broker.events(&id, after).await?;
     if !wants_stream(&headers) {
-        return Ok(Json(json!({ "events": first })).into_response());
+        return Ok(Json(JobEvents { events: first }).into_response());
     }
     let follow = Follow { deps, id, cursor: after, pending: first, ended: false };
     let events = stream::unfold(follow, |mut follow| async move {

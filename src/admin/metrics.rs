@@ -9,8 +9,9 @@ use axum::response::IntoResponse;
 
 use super::server::AdminDeps;
 use super::status::MachineState;
-use crate::base::Name;
+use crate::base::{Name, Timestamp};
 use crate::host::Usage;
+use crate::queue::Load;
 use crate::supervisor::ServiceStatus;
 
 /// The time a scrape may spend on finding out shares of memory, which costs the kernel a walk over each process's pages;
@@ -19,8 +20,7 @@ const PSS_BUDGET: Duration = Duration::from_millis(2);
 
 /// Everything counted, then what is read at the scrape: the machine's state and the engine's own process.
 pub(super) async fn render(State(deps): State<AdminDeps>) -> impl IntoResponse {
-    // Refreshes the queue's gauges.
-    let _ = tokio::time::timeout(Duration::from_secs(1), deps.broker.stats()).await;
+    let queue = backlog(&deps).await;
     let mut text = deps.metrics.render();
     let status = deps.status.borrow().clone();
     family(&mut text, "machinist_build_info", "gauge", "The version of the engine; always 1.");
@@ -29,9 +29,68 @@ pub(super) async fn render(State(deps): State<AdminDeps>) -> impl IntoResponse {
     for state in MachineState::ALL {
         let _ = writeln!(text, "machinist_machine_state{{state=\"{state}\"}} {}", u8::from(status.state == state));
     }
+    text.push_str(&queue);
     services(&mut text, &deps, &status.services).await;
     process(&mut text);
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
+}
+
+/// Services and pools are named by whoever submits jobs: those with the most jobs have series of their own.
+const MOST_SERIES: usize = 200;
+
+/// What the queue holds for each service and pool, written at the scrape, so that a series ends with what it describes.
+async fn backlog(deps: &AdminDeps) -> String {
+    let mut text = String::new();
+    // Refreshes the gauges of all jobs by state.
+    let _ = tokio::time::timeout(Duration::from_secs(1), deps.broker.stats()).await;
+    let Ok(Ok(backlog)) = tokio::time::timeout(Duration::from_secs(1), deps.broker.backlog()).await else {
+        return text;
+    };
+    loads(&mut text, "service", &backlog.services);
+    loads(&mut text, "pool", &backlog.pools);
+    let name = "machinist_queue_unmatched_jobs";
+    family(&mut text, name, "gauge", "Jobs that wait although no worker matches them.");
+    let _ = writeln!(text, "{name} {}", backlog.unmatched_jobs());
+    text
+}
+
+fn loads(text: &mut String, label: &str, loads: &BTreeMap<Name, Load>) {
+    let loads = bounded(loads, MOST_SERIES);
+    let name = format!("machinist_queue_{label}_jobs");
+    family(
+        text,
+        &name,
+        "gauge",
+        &format!("Jobs that are not over, by {label} and state; later is delayed or blocked."),
+    );
+    for (value, load) in &loads {
+        for (state, count) in [("pending", load.pending), ("running", load.running), ("later", load.later)] {
+            let _ = writeln!(text, "{name}{{{label}=\"{value}\",state=\"{state}\"}} {count}");
+        }
+    }
+    let name =
+        if label == "service" { "machinist_queue_oldest_seconds" } else { "machinist_queue_pool_oldest_seconds" };
+    family(text, name, "gauge", &format!("The age of the pending job that waits longest, by {label}."));
+    let now = Timestamp::now();
+    for (value, load) in &loads {
+        let age = load.oldest.map_or(0.0, |oldest| now.since(oldest).as_secs_f64());
+        let _ = writeln!(text, "{name}{{{label}=\"{value}\"}} {age}");
+    }
+}
+
+/// Those with the most jobs, the others as one.
+fn bounded(loads: &BTreeMap<Name, Load>, most: usize) -> BTreeMap<&str, Load> {
+    let mut order: Vec<(&Name, &Load)> = loads.iter().collect();
+    order.sort_by_key(|(_, load)| std::cmp::Reverse(load.pending + load.running + load.later));
+    let mut shown: BTreeMap<&str, Load> = BTreeMap::new();
+    for (index, (name, load)) in order.into_iter().enumerate() {
+        let entry = shown.entry(if index < most { name.as_str() } else { "other" }).or_default();
+        entry.pending += load.pending;
+        entry.running += load.running;
+        entry.later += load.later;
+        entry.oldest = entry.oldest.into_iter().chain(load.oldest).min();
+    }
+    shown
 }
 
 type ReadUsage = fn(&Usage) -> f64;
@@ -109,4 +168,21 @@ fn process(text: &mut String) {
     #[expect(clippy::cast_precision_loss, reason = "a gauge is a double")]
     let max = max.map(|(soft, _)| soft as f64);
     gauge("process_max_fds", "gauge", "The limit of open file descriptors.", max);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn series_are_bounded_and_nothing_is_left_out() {
+        let load =
+            |pending| Load { pending, later: 1, oldest: Some(Timestamp::from_millis(pending)), ..Load::default() };
+        let loads = (1..=5u64).map(|n| (Name::new(&format!("s{n}")).unwrap(), load(n))).collect();
+        let shown = bounded(&loads, 3);
+        assert_eq!(shown.keys().copied().collect::<Vec<_>>(), ["other", "s3", "s4", "s5"]);
+        let other = Load { pending: 3, running: 0, later: 2, oldest: Some(Timestamp::from_millis(1)) };
+        assert_eq!(shown["other"], other);
+        assert_eq!(bounded(&loads, 5).len(), 5);
+    }
 }

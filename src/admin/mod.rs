@@ -3,15 +3,20 @@
 mod auth;
 mod error;
 mod events;
+mod extract;
 mod health;
 mod jobs;
 mod metrics;
+mod openapi;
 mod queue;
+mod route;
+mod routes;
 mod server;
 mod services;
 mod status;
 
 pub use health::{Check, Health, health_of};
+pub use openapi::openapi;
 pub use server::{AdminDeps, serve};
 pub use status::{
     Control, ControlReply, GenerationStatus, MachineIdentity, MachineState, MachineStatus, Rejection, StartupStep,

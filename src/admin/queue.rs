@@ -1,111 +1,170 @@
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use axum::Json;
-use axum::body::{Body, Bytes};
-use axum::extract::{Path, Query, State};
+use axum::body::Bytes;
+use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::error::ApiError;
+use super::extract::{Body, Path, Query};
 use super::server::AdminDeps;
 use crate::base::{Name, Seconds, Timestamp};
-use crate::queue::{BrokerError, Class, JobFilter, JobSchedule, JobState, Limit, QueueStats, Scope};
+use crate::queue::{
+    Backlog, BrokerError, ClassStatus, JobFilter, JobSchedule, JobState, Limit, Load, QueueStats, Scope,
+    WorkerExplanation,
+};
+use crate::spec::Capabilities;
 
 /// Classes that one answer lists.
 const MAX_CLASSES: usize = 1_000;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Page {
+    /// How many to leave out: for the next page.
     #[serde(default)]
     offset: usize,
+    /// At most 1,000, default 100.
     count: Option<usize>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ScopeQuery {
+    /// `service:NAME`, `pool:NAME` or `customer:NAME`.
+    #[schemars(regex(pattern = "^((service|pool):[A-Za-z0-9][A-Za-z0-9._-]{0,62}|customer:.+)$"))]
     scope: String,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct VerifyQuery {
+    /// Mend what is wrong.
     #[serde(default)]
     repair: bool,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct PurgeQuery {
     /// A final state, or one that waits: those jobs are cancelled first.
     state: JobState,
+    /// Only jobs of this service.
     service: Option<Name>,
     /// Only jobs that ended (or were submitted) longer ago.
     older_than: Option<Seconds>,
 }
 
-pub(super) async fn stats(State(deps): State<AdminDeps>) -> Result<Json<QueueStats>, ApiError> {
-    Ok(Json(deps.broker.stats().await?))
+/// The queue's numbers.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct QueueReport {
+    #[serde(flatten)]
+    totals: QueueStats,
+    /// Jobs that wait although no worker matches them.
+    unmatched: u64,
+    /// By service, where jobs wait or run.
+    services: BTreeMap<Name, Load>,
+    /// By the pool that jobs ask for.
+    pools: BTreeMap<Name, Load>,
 }
 
-pub(super) async fn classes(State(deps): State<AdminDeps>, Query(page): Query<Page>) -> Result<Json<Value>, ApiError> {
-    let classes = deps.broker.classes(page.offset, page.count.unwrap_or(100).min(MAX_CLASSES)).await?;
-    Ok(Json(json!({ "classes": classes })))
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct Classes {
+    classes: Vec<ClassStatus>,
 }
 
-pub(super) async fn workers(State(deps): State<AdminDeps>) -> Result<Json<Value>, ApiError> {
-    Ok(Json(json!({ "workers": deps.broker.workers().await? })))
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct Workers {
+    workers: BTreeMap<String, Capabilities>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct Limits {
+    limits: Vec<LimitNow>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct LimitNow {
+    /// `service:NAME`, `pool:NAME` or `customer:NAME`.
+    scope: String,
+    limit: Limit,
+    /// How many of its jobs run.
+    running: u64,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct Schedules {
+    schedules: Vec<JobSchedule>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct ScheduleNext {
+    name: Name,
+    next: Timestamp,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct Removed {
+    name: Name,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct Verified {
+    problems: Vec<String>,
+    repaired: bool,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct Purged {
+    dropped: u64,
+}
+
+pub(super) async fn stats(State(deps): State<AdminDeps>) -> Result<Json<QueueReport>, ApiError> {
+    let (totals, backlog) = (deps.broker.stats().await?, deps.broker.backlog().await?);
+    let Backlog { services, pools, .. } = backlog.as_ref().clone();
+    Ok(Json(QueueReport { totals, unmatched: backlog.unmatched_jobs(), services, pools }))
+}
+
+pub(super) async fn classes(
+    State(deps): State<AdminDeps>,
+    Query(page): Query<Page>,
+) -> Result<Json<Classes>, ApiError> {
+    let count = page.count.unwrap_or(100).min(MAX_CLASSES);
+    Ok(Json(Classes { classes: deps.broker.classes(page.offset, count).await? }))
+}
+
+pub(super) async fn workers(State(deps): State<AdminDeps>) -> Result<Json<Workers>, ApiError> {
+    Ok(Json(Workers { workers: deps.broker.workers().await? }))
 }
 
 /// What a worker could run, what waits for it, and why it may not run the rest.
 pub(super) async fn explain_worker(
     State(deps): State<AdminDeps>,
     Path((machine, worker)): Path<(String, String)>,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<WorkerExplanation>, ApiError> {
     let name = format!("{machine}/{worker}");
-    let workers = deps.broker.workers().await?;
     let unknown =
         || ApiError::not_found(format!("no worker {name} is registered")).help("GET /queue/workers lists them");
-    let capabilities = workers.get(&name).ok_or_else(unknown)?;
-    let (mut runs, mut refuses) = (Vec::new(), Vec::new());
-    for status in deps.broker.classes(0, MAX_CLASSES).await? {
-        let class = Class {
-            service: status.service.clone(),
-            requirement: status.requirement.clone(),
-            customer: status.customer.clone(),
-            affinity: None,
-            avoid: std::collections::BTreeSet::new(),
-        };
-        match class.admits(&name, capabilities) {
-            Ok(()) => runs.push(status),
-            Err(why) => refuses.push(json!({ "class": status, "why": why.to_string() })),
-        }
-    }
-    let pending: u64 = runs.iter().map(|class| class.pending).sum();
-    let answer = json!({
-        "worker": name, "capabilities": capabilities, "pending": pending, "runs": runs, "refuses": refuses,
-    });
-    Ok(Json(answer))
+    Ok(Json(deps.broker.explain_worker(&name).await?.ok_or_else(unknown)?))
 }
 
-pub(super) async fn limits(State(deps): State<AdminDeps>) -> Result<Json<Value>, ApiError> {
-    let limits = deps.broker.limits().await?;
-    let shown: Vec<Value> = limits
-        .into_iter()
-        .map(|(scope, limit, running)| json!({ "scope": scope.to_string(), "limit": limit, "running": running }))
-        .collect();
-    Ok(Json(json!({ "limits": shown })))
+pub(super) async fn limits(State(deps): State<AdminDeps>) -> Result<Json<Limits>, ApiError> {
+    let limits = deps.broker.limits().await?.into_iter();
+    let limits = limits.map(|(scope, limit, running)| LimitNow { scope: scope.to_string(), limit, running });
+    Ok(Json(Limits { limits: limits.collect() }))
 }
 
 pub(super) async fn set_limit(
     State(deps): State<AdminDeps>,
     Query(query): Query<ScopeQuery>,
-    body: Bytes,
-) -> Result<Json<Value>, ApiError> {
+    Body(body): Body,
+) -> Result<Json<LimitNow>, ApiError> {
     let limit: Limit = serde_json::from_slice(&body).map_err(|cause| {
         ApiError::bad_request(format!("not a limit: {cause}"))
             .help("send {\"max_running\": 4, \"per_second\": 2.5, \"burst\": 5, \"paused\": false}, or {} to lift it")
@@ -122,61 +181,68 @@ pub(super) async fn set_limit(
 pub(super) async fn pause(
     State(deps): State<AdminDeps>,
     Query(query): Query<ScopeQuery>,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<LimitNow>, ApiError> {
     change(&deps, &query.scope, |limit| Limit { paused: true, ..limit }).await
 }
 
 pub(super) async fn resume(
     State(deps): State<AdminDeps>,
     Query(query): Query<ScopeQuery>,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<LimitNow>, ApiError> {
     change(&deps, &query.scope, |limit| Limit { paused: false, ..limit }).await
 }
 
-async fn change(deps: &AdminDeps, scope: &str, change: impl FnOnce(Limit) -> Limit) -> Result<Json<Value>, ApiError> {
+async fn change(
+    deps: &AdminDeps,
+    scope: &str,
+    change: impl FnOnce(Limit) -> Limit,
+) -> Result<Json<LimitNow>, ApiError> {
     let scope: Scope = scope.parse().map_err(ApiError::bad_request)?;
     let limits = deps.broker.limits().await?;
     let current = limits.into_iter().find(|(known, ..)| *known == scope);
     let (limit, running) = current.map_or_else(Default::default, |(_, limit, running)| (limit, running));
     let limit = change(limit);
     deps.broker.set_limit(&scope, limit).await?;
-    Ok(Json(json!({ "scope": scope.to_string(), "limit": limit, "running": running })))
+    Ok(Json(LimitNow { scope: scope.to_string(), limit, running }))
 }
 
-pub(super) async fn schedules(State(deps): State<AdminDeps>) -> Result<Json<Value>, ApiError> {
-    Ok(Json(json!({ "schedules": deps.broker.schedules().await? })))
+pub(super) async fn schedules(State(deps): State<AdminDeps>) -> Result<Json<Schedules>, ApiError> {
+    Ok(Json(Schedules { schedules: deps.broker.schedules().await? }))
 }
 
-pub(super) async fn put_schedule(State(deps): State<AdminDeps>, body: Bytes) -> Result<Json<Value>, ApiError> {
+pub(super) async fn put_schedule(
+    State(deps): State<AdminDeps>,
+    Body(body): Body,
+) -> Result<Json<ScheduleNext>, ApiError> {
     let schedule: JobSchedule = serde_json::from_slice(&body).map_err(|cause| {
         ApiError::bad_request(format!("not a schedule: {cause}"))
             .help("send {\"name\": \"nightly\", \"cron\": \"30 4 * * *\", \"job\": {\"service\": ...}}")
     })?;
     let name = schedule.name.clone();
     let next = deps.broker.put_schedule(schedule).await?;
-    Ok(Json(json!({ "name": name, "next": next })))
+    Ok(Json(ScheduleNext { name, next }))
 }
 
 pub(super) async fn drop_schedule(
     State(deps): State<AdminDeps>,
     Path(name): Path<String>,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<Removed>, ApiError> {
     let unknown = || ApiError::not_found(format!("there is no schedule {name}"));
     let parsed = Name::new(&name).map_err(|_| unknown())?;
-    if deps.broker.drop_schedule(&parsed).await? { Ok(Json(json!({ "name": name }))) } else { Err(unknown()) }
+    if deps.broker.drop_schedule(&parsed).await? { Ok(Json(Removed { name: parsed })) } else { Err(unknown()) }
 }
 
 pub(super) async fn verify(
     State(deps): State<AdminDeps>,
     Query(query): Query<VerifyQuery>,
-) -> Result<Json<Value>, ApiError> {
-    Ok(Json(json!({ "problems": deps.broker.verify(query.repair).await?, "repaired": query.repair })))
+) -> Result<Json<Verified>, ApiError> {
+    Ok(Json(Verified { problems: deps.broker.verify(query.repair).await?, repaired: query.repair }))
 }
 
 pub(super) async fn purge(
     State(deps): State<AdminDeps>,
     Query(query): Query<PurgeQuery>,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<Purged>, ApiError> {
     let mut dropped = 0u64;
     let mut kept = 0;
     loop {
@@ -188,7 +254,7 @@ pub(super) async fn purge(
         };
         let jobs = deps.broker.list(&filter).await?;
         if jobs.is_empty() {
-            return Ok(Json(json!({ "dropped": dropped })));
+            return Ok(Json(Purged { dropped }));
         }
         for job in jobs {
             let at = job.finished.unwrap_or(job.submitted);
@@ -213,7 +279,7 @@ pub(super) async fn export(State(deps): State<AdminDeps>) -> Result<Response, Ap
         };
         Ok::<_, BrokerError>(Some((lines, (following, deps))))
     });
-    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(pages)).into_response())
+    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], axum::body::Body::from_stream(pages)).into_response())
 }
 
 async fn export_page(deps: &AdminDeps, cursor: Option<String>) -> Result<(Bytes, Option<String>), BrokerError> {
@@ -231,7 +297,7 @@ async fn export_page(deps: &AdminDeps, cursor: Option<String>) -> Result<(Bytes,
 pub(super) async fn drain(
     State(deps): State<AdminDeps>,
     Query(query): Query<ScopeQuery>,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<LimitNow>, ApiError> {
     let answer = change(&deps, &query.scope, |limit| Limit { paused: true, ..limit }).await?;
     let scope: Scope = query.scope.parse().map_err(ApiError::bad_request)?;
     loop {

@@ -4,23 +4,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
-use super::error::ApiError;
+use super::error::{ApiError, Done};
+use super::extract::{Path, Query};
 use super::server::AdminDeps;
 use crate::base::{Name, Timestamp, did_you_mean, parse_duration};
-use crate::supervisor::{LogFilter, LogStream, ServiceStatus};
+use crate::host::Usage;
+use crate::supervisor::{LogFilter, LogLine, LogStream, ServiceStatus};
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct LogQuery {
+    /// How many of the newest lines; at most 10,000, default 100.
     tail: Option<usize>,
+    /// Only lines after this one.
     after: Option<u64>,
     /// `stdout` or `stderr`.
     stream: Option<LogStream>,
@@ -49,26 +53,71 @@ impl LogQuery {
     }
 }
 
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AllLogsQuery {
+    /// How many of the newest lines; at most 10,000, default 100.
+    tail: Option<usize>,
+    /// `stdout` or `stderr`.
+    stream: Option<LogStream>,
+    /// A regular expression.
+    grep: Option<String>,
+    /// A time, or a duration back from now.
+    since: Option<String>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+pub(super) struct UsageQuery {
+    /// Given, whatever its value: with what each process tree uses now.
+    usage: Option<String>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct Services {
+    services: Vec<Service>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+struct Service {
+    #[serde(flatten)]
+    status: ServiceStatus,
+    /// What its processes use now, when it is asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<Usage>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct LogLines {
+    lines: Vec<LogLine>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub(super) enum Verb {
+    Start,
+    Stop,
+    Restart,
+}
+
 const MAX_TAIL: usize = 10_000;
 /// The time one look may spend on finding out shares of memory.
 const USAGE_BUDGET: Duration = Duration::from_millis(100);
 
 /// All services; with `?usage` what their processes use now as well.
-pub(super) async fn list(State(deps): State<AdminDeps>, Query(query): Query<BTreeMap<String, String>>) -> Json<Value> {
+pub(super) async fn list(State(deps): State<AdminDeps>, Query(query): Query<UsageQuery>) -> Json<Services> {
     let status = deps.supervisor.status();
-    if !query.contains_key("usage") {
-        return Json(json!({ "services": status.services.values().collect::<Vec<_>>() }));
-    }
-    let supervisor = deps.supervisor.clone();
-    let usage = tokio::task::spawn_blocking(move || supervisor.usage(USAGE_BUDGET)).await.unwrap_or_default();
-    let with_usage = |service: &Arc<ServiceStatus>| {
-        let mut value = serde_json::to_value(service).unwrap_or_default();
-        if let (Some(map), Some(usage)) = (value.as_object_mut(), usage.get(&service.name)) {
-            map.insert("usage".to_owned(), json!(usage));
-        }
-        value
+    let usages = if query.usage.is_some() {
+        let supervisor = deps.supervisor.clone();
+        tokio::task::spawn_blocking(move || supervisor.usage(USAGE_BUDGET)).await.unwrap_or_default()
+    } else {
+        BTreeMap::default()
     };
-    Json(json!({ "services": status.services.values().map(with_usage).collect::<Vec<_>>() }))
+    let service = |status: &Arc<ServiceStatus>| Service {
+        usage: usages.get(&status.name).copied(),
+        status: status.as_ref().clone(),
+    };
+    Json(Services { services: status.services.values().map(service).collect() })
 }
 
 pub(super) async fn one(
@@ -87,15 +136,15 @@ pub(super) async fn one(
 pub(super) async fn act(
     State(deps): State<AdminDeps>,
     Path((name, verb)): Path<(String, String)>,
-) -> Result<(StatusCode, Json<Value>), ApiError> {
+) -> Result<(StatusCode, Json<Done>), ApiError> {
     let name = known(&deps, &name)?;
-    match verb.as_str() {
-        "start" => deps.supervisor.start(&name)?,
-        "stop" => deps.supervisor.stop(&name)?,
-        "restart" => deps.supervisor.restart(&name)?,
-        _ => return Err(ApiError::not_found(format!("{verb:?} is none of start, stop, restart"))),
+    let unknown = || ApiError::not_found(format!("{verb:?} is none of start, stop, restart"));
+    match serde_json::from_value(verb.clone().into()).map_err(|_| unknown())? {
+        Verb::Start => deps.supervisor.start(&name)?,
+        Verb::Stop => deps.supervisor.stop(&name)?,
+        Verb::Restart => deps.supervisor.restart(&name)?,
     }
-    Ok((StatusCode::ACCEPTED, Json(json!({ "message": format!("{name} is told to {verb}") }))))
+    Ok((StatusCode::ACCEPTED, Json(Done { message: format!("{name} is told to {verb}") })))
 }
 
 /// The newest lines; with `Accept: text/event-stream` whatever follows too.
@@ -111,7 +160,7 @@ pub(super) async fn logs(
     let last_seen = last_event_id(&headers).or(query.after);
     let lines = deps.supervisor.logs(Some(&name), last_seen.unwrap_or(0), tail, &filter)?;
     if !wants_stream(&headers) {
-        return Ok(Json(json!({ "lines": lines })).into_response());
+        return Ok(Json(LogLines { lines }).into_response());
     }
     let cursor = lines.last().map(|line| line.seq).or(last_seen).unwrap_or(0);
     let state = (deps, name, cursor, lines, filter);
@@ -138,10 +187,12 @@ pub(super) async fn logs(
 
 pub(super) async fn all_logs(
     State(deps): State<AdminDeps>,
-    Query(query): Query<LogQuery>,
-) -> Result<Json<Value>, ApiError> {
+    Query(query): Query<AllLogsQuery>,
+) -> Result<Json<LogLines>, ApiError> {
     let tail = query.tail.unwrap_or(100).min(MAX_TAIL);
-    Ok(Json(json!({ "lines": deps.supervisor.logs(None, 0, tail, &query.filter()?)? })))
+    let AllLogsQuery { stream, grep, since, .. } = query;
+    let filter = LogQuery { stream, grep, since, ..LogQuery::default() }.filter()?;
+    Ok(Json(LogLines { lines: deps.supervisor.logs(None, 0, tail, &filter)? }))
 }
 
 pub(super) fn wants_stream(headers: &HeaderMap) -> bool {

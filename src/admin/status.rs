@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::oneshot;
@@ -13,7 +14,7 @@ use crate::supervisor::ServiceStatus;
 use crate::worker::WorkerStatus;
 
 /// `/status`: everything about one machine, from published state only.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct MachineStatus {
     pub machine: MachineIdentity,
     pub state: MachineState,
@@ -31,7 +32,7 @@ pub struct MachineStatus {
     pub queue: Option<QueueStats>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct MachineIdentity {
     pub id: Name,
     #[serde(rename = "type")]
@@ -48,7 +49,7 @@ pub struct MachineIdentity {
 
 /// The states of MISSION E: `Starting` until the first time all is up; `Draining`, `Failed` and `Stopped` are left only
 /// forwards.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum MachineState {
     Starting,
@@ -108,7 +109,7 @@ impl fmt::Display for MachineState {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct StartupStep {
     pub name: String,
     pub state: StepState,
@@ -120,7 +121,7 @@ pub struct StartupStep {
     pub error: Option<String>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum StepState {
     Running,
@@ -129,7 +130,7 @@ pub enum StepState {
 }
 
 /// Which version of the machine's files runs.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct GenerationStatus {
     /// Counts committed generations of this life of the engine, from 1.
     pub number: u64,
@@ -142,7 +143,7 @@ pub struct GenerationStatus {
     pub rejection: Option<Rejection>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Rejection {
     pub at: Timestamp,
     pub problems: Problems,

@@ -7,6 +7,7 @@ mod exit;
 mod file_server;
 mod jobs;
 mod machine;
+mod openapi;
 mod output;
 mod queue;
 mod run;
@@ -74,6 +75,8 @@ enum Command {
     Reload,
     /// Finish running jobs, stop services, exit.
     Drain,
+    /// Print the HTTP API as an OpenAPI document.
+    Openapi,
     /// Serve a directory over HTTP.
     FileServer(file_server::FileServerArgs),
     #[command(hide = true)]
@@ -122,6 +125,7 @@ fn execute(cli: Cli) -> Result<ExitCode, CliError> {
             Command::Events(args) => machine::events(&args, &global).await,
             Command::Reload => machine::post(&global, "/reload").await,
             Command::Drain => machine::post(&global, "/drain").await,
+            Command::Openapi => openapi::execute(),
             Command::FileServer(args) => file_server::execute(args).await,
             Command::Step(args) => step::execute(args).await,
         }

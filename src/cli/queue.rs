@@ -9,7 +9,7 @@ use super::{CliError, Global};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum QueueCommand {
-    /// How many jobs are in each state.
+    /// How many jobs are in each state: in all, by service, and by the pool they ask for.
     Stats,
     /// Kinds of requirement with their jobs, and what holds them back.
     Classes,
@@ -97,14 +97,7 @@ pub(super) async fn execute(command: QueueCommand, global: &Global) -> Result<Ex
     let client = Client::new(global)?;
     let scoped = |verb: &str, scope: &str| format!("/queue/{verb}?scope={}", segment(scope));
     match command {
-        QueueCommand::Stats => show(global, &client.get("/queue").await?, |stats| {
-            for (name, value) in stats.as_object().into_iter().flatten() {
-                output::line(&format!(
-                    "{name:<15} {}",
-                    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
-                ));
-            }
-        }),
+        QueueCommand::Stats => show(global, &client.get("/queue").await?, stats),
         QueueCommand::Classes => show(global, &client.get("/queue/classes?count=1000").await?, classes),
         QueueCommand::Workers { name: None } => show(global, &client.get("/queue/workers").await?, workers),
         QueueCommand::Workers { name: Some(name) } => {
@@ -169,6 +162,25 @@ fn show(global: &Global, answer: &Value, human: impl FnOnce(&Value)) {
     if global.json { output::json(answer) } else { human(answer) }
 }
 
+fn stats(answer: &Value) {
+    let fields = answer.as_object().into_iter().flatten();
+    for (name, _) in fields.filter(|(_, value)| !value.is_object()) {
+        output::line(&format!("{name:<15} {}", text(answer, name)));
+    }
+    for (field, heading) in [("services", "SERVICE"), ("pools", "POOL")] {
+        let loads = answer[field].as_object().into_iter().flatten();
+        let row = |(name, load): (&String, &Value)| {
+            let count = |field| text(load, field);
+            vec![name.clone(), count("pending"), count("running"), count("later"), output::ago(load, "oldest")]
+        };
+        let rows: Vec<Vec<String>> = loads.map(row).collect();
+        if !rows.is_empty() {
+            output::line("");
+            output::table(&[heading, "PENDING", "RUNNING", "LATER", "OLDEST"], &rows);
+        }
+    }
+}
+
 fn limit(global: &Global, answer: &Value) {
     show(global, answer, |answer| output::line(&describe(answer)));
 }
@@ -225,11 +237,17 @@ fn workers(answer: &Value) {
 }
 
 fn explain_worker(answer: &Value) {
-    output::line(&format!("{}: {} jobs wait for what it can run", text(answer, "worker"), text(answer, "pending")));
+    output::line(&format!("{}: {}", text(answer, "worker"), text(answer, "reason")));
     for class in answer["runs"].as_array().into_iter().flatten() {
         let held = class["held_by"].as_str().map(|scope| format!(", held by {scope}")).unwrap_or_default();
+        let others: Vec<&str> = class["left_to"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        let left = if others.is_empty() { String::new() } else { format!(", left to {}", others.join(", ")) };
         let count = text(class, "pending");
-        output::line(&format!("  runs {} {} ({count} pending{held})", text(class, "service"), class["requirement"]));
+        output::line(&format!(
+            "  runs {} {} ({count} pending{held}{left})",
+            text(class, "service"),
+            class["requirement"]
+        ));
     }
     for refused in answer["refuses"].as_array().into_iter().flatten() {
         let class = &refused["class"];
