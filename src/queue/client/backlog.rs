@@ -11,8 +11,8 @@ use crate::spec::Capabilities;
 
 type Result<T> = std::result::Result<T, BrokerError>;
 
-/// Classes that one call looks at: under a millisecond of the store's time.
-const PAGE: usize = 100;
+/// Classes that one call looks at: half a millisecond of the store's time.
+const PAGE: usize = 25;
 /// A look at all classes is taken again after so many times what it took.
 const REST: u32 = 50;
 const LONGEST_REST: Duration = Duration::from_secs(5);

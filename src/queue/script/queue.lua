@@ -1394,10 +1394,10 @@ function reads.stats()
   }
 end
 
--- When the job of a class that waits longest was submitted: the first of a priority, of the eight highest.
-local function oldest_of(cid)
+-- When the one of a class's n waiting jobs that waits longest was submitted: the first of a priority, of the eight highest.
+local function oldest_of(cid, n)
   local least, from = math.huge, '-inf'
-  for _ = 1, 8 do
+  for _ = 1, math.min(n, 8) do
     local t = call('ZRANGEBYSCORE', P .. 'c:' .. cid, from, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
     if not t[1] then break end
     local _, _, _, at = header(t[1])
@@ -1415,7 +1415,7 @@ function reads.classes(a)
   for i, cid in ipairs(a) do
     local n = call('ZCARD', P .. 'c:' .. cid)
     if cls[i] then
-      out[#out + 1] = { cid, cls[i], n, cn[i] or '0', call('SCARD', P .. 's:' .. cid), pb[i] or '', n > 0 and oldest_of(cid) or '' }
+      out[#out + 1] = { cid, cls[i], n, cn[i] or '0', call('SCARD', P .. 's:' .. cid), pb[i] or '', n > 0 and oldest_of(cid, n) or '' }
     end
   end
   return out
