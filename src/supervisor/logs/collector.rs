@@ -114,15 +114,15 @@ fn collect_forever(shared: &Shared) {
     let mut buffer = vec![0u8; READ];
     loop {
         let count = shared.epoll.wait(&mut events, EpollTimeout::NONE).unwrap_or(0);
+        // Before the arrivals are taken: a call that comes after that wakes again.
+        let tokens = || events[..count].iter().map(EpollEvent::data);
+        if tokens().any(|token| token == WAKE) {
+            let _ = shared.wake.read();
+        }
         let arrived = std::mem::take(&mut *shared.lock());
         sources.extend(arrived.sources);
-        for event in &events[..count] {
-            let token = event.data();
-            if token == WAKE {
-                let _ = shared.wake.read();
-            } else {
-                read(&shared.epoll, &mut sources, token, &mut buffer, FAIR_SHARE);
-            }
+        for token in tokens().filter(|token| *token != WAKE) {
+            read(&shared.epoll, &mut sources, token, &mut buffer, FAIR_SHARE);
         }
         for Order::Then(tokens, then) in arrived.orders {
             for token in tokens {
