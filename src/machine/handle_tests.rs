@@ -18,6 +18,7 @@ fn service(name: &str, state: ServiceState, critical: bool, exit: Option<Exit>) 
         pid: None,
         incarnation: 1,
         restarts: 0,
+        late: 0,
         started: None,
         last_exit: exit,
         reason: Some("because".into()),
@@ -30,7 +31,7 @@ fn service(name: &str, state: ServiceState, critical: bool, exit: Option<Exit>) 
 
 fn services(list: Vec<ServiceStatus>) -> Event {
     let services = list.into_iter().map(|service| (service.name.clone(), Arc::new(service))).collect();
-    Event::Services(Arc::new(ServicesStatus { services }))
+    Event::Services(Arc::new(ServicesStatus { revision: 0, services }))
 }
 
 fn exits(effects: &[Effect]) -> Option<u8> {

@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -24,6 +25,8 @@ pub struct SupervisorHandle {
     pub(super) status: Published<ServicesStatus>,
     pub(super) logs: LogDirectory,
     pub(super) trees: Trees,
+    /// The number of the newest spec that was handed over.
+    pub(super) revision: Arc<AtomicU64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -43,7 +46,7 @@ pub enum StartMode {
 
 /// What the supervisor's thread turns on.
 pub(super) enum Message {
-    Apply(Arc<MachineSpec>, StartMode),
+    Apply(Arc<MachineSpec>, StartMode, u64),
     Start(Name),
     Stop(Name),
     Restart(Name),
@@ -102,9 +105,11 @@ pub(super) type LogDirectory = Arc<Mutex<BTreeMap<Name, ServiceLog>>>;
 
 impl SupervisorHandle {
     /// Makes `spec` the services that there are: what is new is started (or held), what is gone is stopped, what differs
-    /// is updated or restarted, what is equal is not touched.
-    pub fn apply(&self, spec: Arc<MachineSpec>, mode: StartMode) {
-        self.send(Message::Apply(spec, mode));
+    /// is updated or restarted, what is equal is not touched. Answers with the revision of the status that knows of it.
+    pub fn apply(&self, spec: Arc<MachineSpec>, mode: StartMode) -> u64 {
+        let revision = self.revision.fetch_add(1, Ordering::Relaxed) + 1;
+        self.send(Message::Apply(spec, mode, revision));
+        revision
     }
 
     /// # Errors

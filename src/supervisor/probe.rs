@@ -27,6 +27,8 @@ pub(super) struct Prober {
     pub service: Name,
     pub kind: ProbeKind,
     pub probe: Probe,
+    /// It counts as holding until it has failed as often as its spec allows.
+    pub held: bool,
     pub processes: Processes,
     pub spawn: SpawnSpec,
     pub hooks: Option<Arc<dyn ServiceHooks>>,
@@ -37,7 +39,7 @@ impl Prober {
     pub async fn run(self, tell: impl Fn(Verdict)) {
         let probe = &self.probe;
         let live = self.kind == ProbeKind::Live;
-        let mut held = live;
+        let mut held = self.held;
         let (mut failures, mut successes) = (0, 0);
         let mut last_reason = None;
         if live {

@@ -125,11 +125,13 @@ pub struct Lifecycle {
     failures: VecDeque<Instant>,
     /// Restarts that nobody asked for.
     pub restarts: u64,
+    /// Starts that were not ready in time.
+    pub late: u64,
 }
 
 impl Lifecycle {
     pub fn new() -> Self {
-        Self { desired: Desired::Down, state: State::Stopped, failures: VecDeque::new(), restarts: 0 }
+        Self { desired: Desired::Down, state: State::Stopped, failures: VecDeque::new(), restarts: 0, late: 0 }
     }
 
     /// Decides. `chance` lies in 0..1 and feeds the jitter.
@@ -389,6 +391,7 @@ impl Lifecycle {
     fn timer(&mut self, spec: &ServiceSpec, chance: f64, now: Instant) -> Vec<Action> {
         match self.state {
             State::Starting { deadline: Some(deadline), .. } if now >= deadline => {
+                self.late += 1;
                 let after = self.after_failure(1, spec, chance, now);
                 self.signal(after, spec, now)
             }

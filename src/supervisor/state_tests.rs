@@ -229,7 +229,7 @@ fn the_whole_table() {
     let mut table = Vec::new();
     for state in states {
         for event in EVERY_EVENT {
-            let mut life = Lifecycle { desired: Desired::Up, state, failures: VecDeque::new(), restarts: 0 };
+            let mut life = Lifecycle { desired: Desired::Up, state, failures: VecDeque::new(), restarts: 0, late: 0 };
             let actions = life.handle(event, &spec, 0.0, now);
             if life.state == state && actions.is_empty() {
                 continue;

@@ -12,6 +12,9 @@ use crate::spec::Kind;
 /// All services as the supervisor sees them now.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ServicesStatus {
+    /// Of the newest spec that it is the outcome of, as [`super::SupervisorHandle::apply`] counts them.
+    #[serde(default)]
+    pub revision: u64,
     pub services: BTreeMap<Name, Arc<ServiceStatus>>,
 }
 
@@ -29,6 +32,9 @@ pub struct ServiceStatus {
     pub incarnation: u64,
     /// Restarts that nobody asked for.
     pub restarts: u64,
+    /// Starts that were not ready in time.
+    #[serde(skip_serializing_if = "crate::base::is_default", default)]
+    pub late: u64,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub started: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none", default)]

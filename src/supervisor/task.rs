@@ -72,6 +72,7 @@ pub struct Supervisor {
     config: SupervisorConfig,
     sender: Sender<Message>,
     spec: Arc<MachineSpec>,
+    revision: u64,
     services: BTreeMap<Name, Service>,
     logs: LogDirectory,
     sinks: LogSinks,
@@ -100,6 +101,8 @@ struct Service {
     life: Lifecycle,
     incarnation: u64,
     pid: Option<u32>,
+    /// What the process that runs, or ran last, was given for itself.
+    holds: Holds,
     lineage: Option<Lineage>,
     streams: Streams,
     started: Option<(Timestamp, Instant)>,
@@ -146,6 +149,7 @@ impl Supervisor {
             status: status.clone(),
             logs: Arc::clone(&logs),
             trees: trees.clone(),
+            revision: Arc::default(),
         };
         let sinks = LogSinks::start(config.log_dir.as_deref(), config.passthrough)?;
         let supervisor = Self {
@@ -154,6 +158,7 @@ impl Supervisor {
             config,
             sender,
             spec: Arc::default(),
+            revision: 0,
             services: BTreeMap::new(),
             logs,
             trees,
@@ -201,7 +206,10 @@ impl Supervisor {
 
     fn handle(&mut self, message: Message) {
         match message {
-            Message::Apply(spec, mode) => self.apply(spec, mode),
+            Message::Apply(spec, mode, revision) => {
+                self.apply(spec, mode);
+                self.revision = revision;
+            }
             Message::Start(name) => self.turn(&name, Event::Start),
             Message::Stop(name) => self.turn(&name, Event::Stop),
             Message::Restart(name) => self.turn(&name, Event::Restart),
@@ -299,7 +307,7 @@ impl Supervisor {
                     }
                     self.replace_spec(&name);
                 }
-                ServiceChange::Updated(_) => self.replace_spec(&name),
+                ServiceChange::Updated(_) => self.update(&name),
             }
         }
     }
@@ -335,6 +343,35 @@ impl Supervisor {
             service.removed = false;
             self.begin_watch(name);
             self.plan_next_run(name);
+        }
+    }
+
+    /// Gives a running service its new spec; probes that differ begin anew.
+    fn update(&mut self, name: &Name) {
+        let Some(old) = self.services.get(name).map(|service| service.spec.clone()) else { return };
+        self.replace_spec(name);
+        let Some(service) = self.services.get_mut(name) else { return };
+        let asked: &[ProbeKind] = match service.life.state {
+            State::Starting { probing: Some(ProbeKind::Startup), .. } => &[ProbeKind::Startup],
+            State::Starting { probing: Some(ProbeKind::Ready), .. } => &[ProbeKind::Ready],
+            State::Ready { .. } | State::Unready { .. } => &[ProbeKind::Ready, ProbeKind::Live],
+            _ => &[],
+        };
+        let differing = asked.iter().filter(|kind| probe_of(&old, **kind) != service.probe(**kind));
+        for kind in differing.copied().collect::<Vec<_>>() {
+            let Some(service) = self.services.get_mut(name) else { return };
+            if let Some(running) = service.probes.remove(&kind) {
+                running.abort();
+            }
+            match service.probe(kind).map(|probe| probe.target.clone()) {
+                // What is not asked about holds.
+                None if kind != ProbeKind::Live => self.turn(name, Event::Held(kind)),
+                None => {}
+                Some(ProbeTarget::Log(_)) if matches!(service.life.state, State::Starting { .. }) => {
+                    arm_log_probe(service, &self.sender);
+                }
+                Some(_) => self.begin_probe(name, kind),
+            }
         }
     }
 
@@ -599,6 +636,7 @@ impl Supervisor {
 
     fn spawn(&mut self, name: &Name) {
         let Some(service) = self.services.get_mut(name) else { return };
+        service.holds = Holds::of(&service.spec);
         if let Some(why) = busy_port(&service.spec.ports) {
             service.reason = Some(why);
             service.last_exit = Some(Exit::NotStarted(nix::errno::Errno::EADDRINUSE as i32));
@@ -769,6 +807,11 @@ impl Supervisor {
             return; // Armed before the process could speak.
         }
         let incarnation = service.incarnation;
+        // One that begins anew for a service that is ready finds out whether it still is.
+        let held = kind == ProbeKind::Live || matches!(service.life.state, State::Ready { .. });
+        if kind == ProbeKind::Ready && held && probe.recheck.get().is_zero() {
+            return;
+        }
         // Only programs need what it takes to start one.
         let spawn = match &probe.target {
             ProbeTarget::Exec(_) => self.helper_spec(name),
@@ -778,6 +821,7 @@ impl Supervisor {
             service: name.clone(),
             kind,
             probe,
+            held,
             processes: self.config.processes.clone(),
             spawn,
             hooks: self.hooks.clone(),
@@ -912,7 +956,7 @@ impl Supervisor {
                 if self.ending.is_some() {
                     break;
                 }
-                match self.unmet_need(&name) {
+                match self.unmet_need(&name).or_else(|| self.still_held(&name)) {
                     None => {
                         self.turn(&name, Event::NeedsMet);
                         started = true;
@@ -965,6 +1009,19 @@ impl Supervisor {
                 Condition::Completed => (shown == ServiceState::Completed, "to complete"),
             };
             (!met).then(|| format!("waits for {service} {what}; {service} is {shown}"))
+        })
+    }
+
+    /// Stop before start where two would clash: what comes waits for what goes and holds the same port or GPU.
+    fn still_held(&self, name: &Name) -> Option<String> {
+        let wanted = Holds::of(&self.services.get(name)?.spec);
+        let others = self.services.iter().filter(|(other, _)| *other != name);
+        let mut leaving = others.filter(|(_, other)| other.life.shown() == ServiceState::Stopping);
+        leaving.find_map(|(other, service)| {
+            let what = wanted.clash(&service.holds)?;
+            // Two services may well share a GPU: only one that gives it up is waited for.
+            let keeps = !service.removed && wanted.clash(&Holds::of(&service.spec)).is_some();
+            (!keeps).then(|| format!("waits for {other} to leave {what}"))
         })
     }
 
@@ -1028,7 +1085,8 @@ impl Supervisor {
             return;
         }
         self.publish_at = None;
-        let mut changed = self.services.len() != self.status.get().services.len();
+        let before = self.status.get();
+        let mut changed = self.services.len() != before.services.len() || self.revision != before.revision;
         for (name, service) in &mut self.services {
             let shown = service.life.shown();
             if shown != service.shown {
@@ -1047,7 +1105,7 @@ impl Supervisor {
         if changed {
             self.published = now;
             let services = self.services.iter().map(|(name, service)| (name.clone(), Arc::clone(&service.status)));
-            self.status.set_if_changed(ServicesStatus { services: services.collect() });
+            self.status.set_if_changed(ServicesStatus { revision: self.revision, services: services.collect() });
         }
     }
 }
@@ -1065,6 +1123,7 @@ impl Service {
             pid: None,
             incarnation: 0,
             restarts: 0,
+            late: 0,
             started: None,
             last_exit: None,
             reason: None,
@@ -1078,6 +1137,7 @@ impl Service {
             life,
             incarnation: 0,
             pid: None,
+            holds: Holds::default(),
             lineage: None,
             streams: Streams::default(),
             started: None,
@@ -1104,11 +1164,7 @@ impl Service {
     }
 
     fn probe(&self, kind: ProbeKind) -> Option<&crate::spec::Probe> {
-        match kind {
-            ProbeKind::Startup => self.spec.startup.as_ref(),
-            ProbeKind::Ready => self.spec.ready.as_ref(),
-            ProbeKind::Live => self.spec.live.as_ref(),
-        }
+        probe_of(&self.spec, kind)
     }
 
     fn end_probes(&mut self) {
@@ -1138,6 +1194,7 @@ impl Service {
             || status.pid != self.pid
             || status.desired != self.life.desired
             || status.restarts != self.life.restarts
+            || status.late != self.life.late
             || status.reason != self.reason
             || status.last_exit != self.last_exit
             || status.critical != self.spec.critical
@@ -1157,6 +1214,7 @@ impl Service {
             pid: self.pid,
             incarnation: self.incarnation,
             restarts: self.life.restarts,
+            late: self.life.late,
             started: self.started.filter(|_| self.pid.is_some()).map(|(at, _)| at),
             last_exit: self.last_exit,
             reason: self.reason.clone(),
@@ -1165,6 +1223,34 @@ impl Service {
             detached: self.detached.clone(),
             next_run: self.next_run.map(|(at, _)| at),
         }
+    }
+}
+
+fn probe_of(spec: &ServiceSpec, kind: ProbeKind) -> Option<&crate::spec::Probe> {
+    match kind {
+        ProbeKind::Startup => spec.startup.as_ref(),
+        ProbeKind::Ready => spec.ready.as_ref(),
+        ProbeKind::Live => spec.live.as_ref(),
+    }
+}
+
+/// What only one service can have at a time.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Holds {
+    ports: Vec<u16>,
+    gpus: BTreeSet<String>,
+}
+
+impl Holds {
+    fn of(spec: &ServiceSpec) -> Self {
+        let visible = spec.env.get("CUDA_VISIBLE_DEVICES").into_iter().flat_map(|text| text.split(','));
+        let gpus = visible.map(str::trim).filter(|gpu| !gpu.is_empty()).map(str::to_owned).collect();
+        Self { ports: spec.ports.clone(), gpus }
+    }
+
+    fn clash(&self, other: &Self) -> Option<String> {
+        let port = self.ports.iter().find(|port| other.ports.contains(port)).map(|port| format!("port {port}"));
+        port.or_else(|| self.gpus.intersection(&other.gpus).next().map(|gpu| format!("GPU {gpu}")))
     }
 }
 
