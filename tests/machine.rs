@@ -132,7 +132,7 @@ fn edits_go_live_and_touch_only_what_differs_and_wrong_ones_change_nothing() {
     machine.write("machine.rhai", &script(&format!("{keep}, {}", change(1003))));
     machine.write("machine.toml", &format!("{COMMAND}\n[queue]\nlease = \"7s\"\n"));
     machine.wait("the refusal of the setting", |status| {
-        status["generation"]["rejection"]["problems"].to_string().contains("queue cannot be changed")
+        status["generation"]["rejection"]["problems"].to_string().contains("queue.lease cannot be changed")
     });
     machine.write("machine.toml", COMMAND);
     machine.wait("the remedy", |status| status["generation"]["rejection"].is_null());

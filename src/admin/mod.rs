@@ -19,6 +19,6 @@ pub use health::{Check, Health, health_of};
 pub use openapi::openapi;
 pub use server::{AdminDeps, serve};
 pub use status::{
-    Control, ControlReply, GenerationStatus, MachineIdentity, MachineState, MachineStatus, Rejection, StartupStep,
-    StepState,
+    Control, ControlReply, GenerationStatus, MachineIdentity, MachineState, MachineStatus, ProbationStatus, Rejection,
+    StartupStep, StepState,
 };

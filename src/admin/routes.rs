@@ -55,6 +55,7 @@ fn machine() -> Vec<Route> {
             .streams("The events."),
         Route::post("/reload", server::reload)
             .about("Reads the machine's files again now.")
+            .query::<server::ReloadQuery>()
             .json::<Done>(200, "What came of it.")
             .fails(&[422, 503]),
         Route::post("/drain", server::drain)

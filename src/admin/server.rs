@@ -5,11 +5,14 @@ use std::time::Duration;
 use axum::extract::DefaultBodyLimit;
 use axum::{Json, Router};
 use metrics_exporter_prometheus::PrometheusHandle;
+use schemars::JsonSchema;
+use serde::Deserialize;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::error::{ApiError, Done};
+use super::extract::Query;
 use super::route;
 use super::routes::routes;
 use super::status::{Control, ControlReply, MachineStatus};
@@ -58,8 +61,19 @@ pub async fn serve(listener: TcpListener, deps: AdminDeps) -> std::io::Result<()
     }
 }
 
-pub(super) async fn reload(deps: axum::extract::State<AdminDeps>) -> Result<Json<Done>, ApiError> {
-    control(&deps, Control::Reload).await
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ReloadQuery {
+    /// Answer only when it is known whether the edit passes its probation.
+    #[serde(default)]
+    wait: bool,
+}
+
+pub(super) async fn reload(
+    deps: axum::extract::State<AdminDeps>,
+    Query(query): Query<ReloadQuery>,
+) -> Result<Json<Done>, ApiError> {
+    control(&deps, |reply| Control::Reload { verdict: query.wait, reply }).await
 }
 
 pub(super) async fn drain(deps: axum::extract::State<AdminDeps>) -> Result<Json<Done>, ApiError> {

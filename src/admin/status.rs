@@ -138,22 +138,40 @@ pub struct GenerationStatus {
     pub hash: String,
     pub since: Timestamp,
     pub files: Vec<String>,
-    /// The newest edit that was refused, until one is taken.
+    /// Whether it may still be rolled back.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub probation: Option<ProbationStatus>,
+    /// The newest edit that was refused, or rolled back, until one is taken.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub rejection: Option<Rejection>,
+}
+
+/// What a generation has to show before it counts as good.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ProbationStatus {
+    pub until: Timestamp,
+    /// The generation that would run again.
+    pub back_to: u64,
+    /// The services that are watched: those that the edit touched, and whoever needs them.
+    pub services: Vec<Name>,
+    /// The workers whose connector changed.
+    pub workers: Vec<Name>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Rejection {
     pub at: Timestamp,
+    /// The number of the generation that was live and is not any more; none when it never was.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub rolled_back: Option<u64>,
     pub problems: Problems,
 }
 
 /// What the HTTP API asks of the machine's event loop.
 #[derive(Debug)]
 pub enum Control {
-    /// Read the machine's files again now.
-    Reload(oneshot::Sender<ControlReply>),
+    /// Read the machine's files again now; answer when the outcome is live, or only when it has passed its probation.
+    Reload { verdict: bool, reply: oneshot::Sender<ControlReply> },
     /// Only answer, as a loop that turns does.
     Ping(oneshot::Sender<()>),
     /// Drain and exit.

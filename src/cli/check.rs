@@ -73,5 +73,5 @@ async fn check(dir: &Path, flags: &SettingFlags) -> Result<Result<Generation, Pr
     let identity = Identity { id, incarnation: 0 };
     let context = machine_context(&settings, &identity, host::resources(), host::gpus());
     let inputs = BuildInputs { dir: dir.to_owned(), overrides, host, context, running: None };
-    Ok(build(&inputs, 1).await)
+    Ok(build(&inputs, 1).await.map_err(|refused| refused.problems))
 }

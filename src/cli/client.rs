@@ -47,6 +47,11 @@ impl Client {
         read(self.send(request).await?).await
     }
 
+    /// Waits for the answer as long as it takes.
+    pub async fn post_patiently(&self, path: &str) -> Result<Value, CliError> {
+        read(self.send(self.request(Method::POST, path)).await?).await
+    }
+
     pub async fn delete(&self, path: &str) -> Result<Value, CliError> {
         read(self.send(self.request(Method::DELETE, path).timeout(Duration::from_secs(30))).await?).await
     }

@@ -14,6 +14,19 @@ pub(crate) struct EventsArgs {
     follow: bool,
 }
 
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ReloadArgs {
+    /// Wait until the edit has passed its probation; fails when it is rolled back.
+    #[arg(short, long)]
+    wait: bool,
+}
+
+pub(super) async fn reload(args: &ReloadArgs, global: &Global) -> Result<ExitCode, CliError> {
+    let path = if args.wait { "/reload?wait=true" } else { "/reload" };
+    show(global, &Client::new(global)?.post_patiently(path).await?);
+    Ok(ExitCode::SUCCESS)
+}
+
 pub(super) async fn status(global: &Global) -> Result<ExitCode, CliError> {
     let status = Client::new(global)?.get("/status").await?;
     if global.json {
@@ -39,13 +52,20 @@ pub(super) async fn status(global: &Global) -> Result<ExitCode, CliError> {
         text(generation, "number"),
         text(generation, "hash"),
     ));
+    if let Some(probation) = generation["probation"].as_object() {
+        let until = probation["until"].as_str().unwrap_or("its end");
+        let back_to = &probation["back_to"];
+        output::line(&format!("on probation until {until}; else generation {back_to} runs again"));
+    }
     if !queue.is_null() {
         let counts = ["pending", "running", "delayed", "completed", "failed", "cancelled"];
         let counts = counts.map(|state| format!("{} {state}", text(queue, state)));
         output::line(&format!("jobs: {}", counts.join(", ")));
     }
     if let Some(problems) = generation["rejection"]["problems"].as_array() {
-        output::line(&format!("\nthe latest edit was refused {} ago:", ago(&generation["rejection"], "at")));
+        let rejection = &generation["rejection"];
+        let what = if rejection["rolled_back"].is_null() { "refused" } else { "rolled back" };
+        output::line(&format!("\nthe latest edit was {what} {} ago:", ago(rejection, "at")));
         for problem in problems {
             if let Ok(problem) = serde_json::from_value::<crate::base::Problem>(problem.clone()) {
                 output::line(&problem.to_string());
@@ -117,11 +137,14 @@ pub(super) async fn events(args: &EventsArgs, global: &Global) -> Result<ExitCod
 
 /// For requests that answer with a sentence.
 pub(super) async fn post(global: &Global, path: &str) -> Result<ExitCode, CliError> {
-    let answer = Client::new(global)?.post(path, None).await?;
-    if global.json {
-        output::json(&answer);
-    } else {
-        output::line(&text(&answer, "message"));
-    }
+    show(global, &Client::new(global)?.post(path, None).await?);
     Ok(ExitCode::SUCCESS)
+}
+
+fn show(global: &Global, answer: &Value) {
+    if global.json {
+        output::json(answer);
+    } else {
+        output::line(&text(answer, "message"));
+    }
 }

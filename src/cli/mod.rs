@@ -72,7 +72,7 @@ enum Command {
     /// What happened on the machine.
     Events(machine::EventsArgs),
     /// Read the machine's files again now.
-    Reload,
+    Reload(machine::ReloadArgs),
     /// Finish running jobs, stop services, exit.
     Drain,
     /// Print the HTTP API as an OpenAPI document.
@@ -123,7 +123,7 @@ fn execute(cli: Cli) -> Result<ExitCode, CliError> {
             Command::Logs(args) => services::logs(args, &global).await,
             Command::Health => machine::health(&global).await,
             Command::Events(args) => machine::events(&args, &global).await,
-            Command::Reload => machine::post(&global, "/reload").await,
+            Command::Reload(args) => machine::reload(&args, &global).await,
             Command::Drain => machine::post(&global, "/drain").await,
             Command::Openapi => openapi::execute(),
             Command::FileServer(args) => file_server::execute(args).await,

@@ -57,8 +57,8 @@ pub(super) async fn execute(args: RunArgs) -> Result<ExitCode, CliError> {
     let overrides = args.flags.overrides()?;
     let (settings, _) =
         load(&args.dir, &overrides).map_err(|problems| CliError::configuration(problems.to_string()))?;
-    init_tracing(settings.log.format, &settings.log.level);
-    match machine::run(&args.dir, settings, overrides).await {
+    let log_level = init_tracing(settings.log.format, &settings.log.level);
+    match machine::run(&args.dir, settings, overrides, log_level).await {
         Ok(code) => Ok(ExitCode::from(code)),
         Err(error @ (MachineError::Configuration(_) | MachineError::StateDir(_) | MachineError::Listen { .. })) => {
             Err(CliError::configuration(error.to_string()))

@@ -9,11 +9,11 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::event::{Event, ReloadCause, StopCause};
+use super::event::{Asker, Event, ReloadCause, StopCause};
 use super::events::LeftoversKilled;
 use super::generation::{BuildInputs, Generation, build};
 use super::handle::{Limits, Machine};
-use super::perform::{Performer, call_on_event};
+use super::perform::{Performer, call_on_event, record_success, watched};
 use super::publish::Publisher;
 use super::resources;
 use super::service_hooks::ScriptHooks;
@@ -29,7 +29,7 @@ use crate::script::{MachineContext, ScriptHost, ScriptHostConfig};
 use crate::settings::{Overrides, QueueBackend, Settings};
 use crate::spec::{Hardware, LogFileFormat};
 use crate::supervisor::{StartMode, Supervisor, SupervisorConfig, SupervisorHandle};
-use crate::telemetry::{EventLog, LogFormat, metrics};
+use crate::telemetry::{EventLog, LogFormat, LogLevel, metrics};
 
 /// Events kept for readers that come late.
 const EVENTS_KEPT: usize = 10_000;
@@ -52,7 +52,12 @@ pub enum MachineError {
 }
 
 /// Runs the machine until it has stopped; answers with the process's exit code.
-pub async fn run(dir: &Path, settings: Settings, overrides: Overrides) -> Result<u8, MachineError> {
+pub async fn run(
+    dir: &Path,
+    settings: Settings,
+    overrides: Overrides,
+    log_level: LogLevel,
+) -> Result<u8, MachineError> {
     let timeline = Timeline::new();
     let signals = host::listen().map_err(|cause| MachineError::System { what: "signal handlers", cause })?;
     let metrics = metrics::install();
@@ -122,8 +127,8 @@ pub async fn run(dir: &Path, settings: Settings, overrides: Overrides) -> Result
     };
     timeline.begin("script");
     let generation = build(&inputs, 1).await;
-    timeline.end("script", generation.as_ref().err().map(|problems| format!("{} problems", problems.errors())));
-    let generation = Arc::new(generation?);
+    timeline.end("script", generation.as_ref().err().map(|refused| format!("{} problems", refused.problems.errors())));
+    let generation = Arc::new(generation.map_err(|refused| refused.problems)?);
 
     timeline.begin("leftovers");
     let (machine_prefix, own_prefix) = (format!("{}/", identity.id), format!("{mark_prefix}/"));
@@ -144,16 +149,17 @@ pub async fn run(dir: &Path, settings: Settings, overrides: Overrides) -> Result
     let (sender, receiver) = mpsc::unbounded_channel();
     let tracker = TaskTracker::new();
     let lease = settings.queue.lease.get();
-    let workers =
-        Workers::new(identity, hardware, Arc::clone(&broker), events.clone(), tracker.clone(), sender.clone(), lease);
+    let workers = Workers::new(identity, hardware, Arc::clone(&broker), events.clone(), tracker.clone(), lease);
     let stop = CancellationToken::new();
     let (debounce, poll) = (settings.reload.debounce.get(), settings.reload.poll.get());
-    let watcher = FileWatcher::start(generation.files.clone(), debounce, poll, stop.clone());
+    let watcher = FileWatcher::start(watched(&generation.seen), debounce, poll, stop.clone());
     let (program, program_receiver) = watch::channel(Arc::clone(&generation));
     let mut performer = Performer {
         inputs,
         current: Arc::clone(&generation),
-        built: 1,
+        good: Arc::clone(&generation),
+        latest: 1,
+        rolled_back: None,
         supervisor: supervisor.clone(),
         workers,
         publisher,
@@ -164,12 +170,14 @@ pub async fn run(dir: &Path, settings: Settings, overrides: Overrides) -> Result
         timeline: timeline.clone(),
         queue: None,
         startup_cancel: CancellationToken::new(),
+        resources: watch::Sender::new(settings.resources.clone()),
+        log_level,
         exit_code: None,
     };
     tracker.spawn(call_on_event(events.clone(), program_receiver, stop.clone()));
     tracker.spawn(watch_services(supervisor.clone(), sender.clone(), stop.clone()));
     let resources =
-        resources::watch(settings.resources.clone(), settings.state_dir.clone(), sender.clone(), stop.clone());
+        resources::watch(performer.resources.subscribe(), settings.state_dir.clone(), sender.clone(), stop.clone());
     tracker.spawn(resources);
     supervisor.set_hooks(Arc::new(ScriptHooks { program: performer.program.subscribe() }));
     let (stats, stats_receiver) = watch::channel(None);
@@ -177,12 +185,8 @@ pub async fn run(dir: &Path, settings: Settings, overrides: Overrides) -> Result
     tracker.spawn(keep_queue(broker, sender.clone(), stats, metrics, stop.clone()));
     start_up(&mut performer, &generation, &tracker);
 
-    let give_up_after = Some(settings.resources.give_up_after.get()).filter(|limit| !limit.is_zero());
-    let limits = Limits {
-        connect_timeout: settings.queue.connect_timeout.get(),
-        grace: settings.shutdown.grace.get(),
-        give_up_after,
-    };
+    record_success();
+    let limits = Limits::of(&settings);
     let inputs = LoopInputs { receiver, signals, controls, stats: stats_receiver };
     let exit_code = event_loop(Machine::new(limits), &mut performer, inputs).await;
 
@@ -229,9 +233,12 @@ async fn event_loop(mut machine: Machine, performer: &mut Performer, mut inputs:
                     let _ = reply.send(());
                     continue;
                 }
-                Control::Reload(reply) => Event::ReloadWanted(ReloadCause::Request, Some(reply)),
+                Control::Reload { verdict, reply } => {
+                    Event::ReloadWanted(ReloadCause::Request, Some(Asker { reply, verdict }))
+                }
                 Control::Drain(reply) => Event::StopWanted(StopCause::Request, Some(reply)),
             },
+            () = performer.workers.changed() => Event::Workers(performer.workers.status()),
             () = performer.watcher.changed() => Event::ReloadWanted(ReloadCause::FilesChanged, None),
             () = due => Event::Deadline,
         };
@@ -411,7 +418,14 @@ fn describe_metrics() {
     describe_gauge!("machinist_worker_slots", "Jobs that the worker may run at once.");
     describe_gauge!("machinist_worker_busy", "Jobs that the worker runs now.");
     describe_counter!("machinist_reloads_total", "Reloads, by result.");
-    describe_gauge!("machinist_last_reload_success", "1 when the latest reload was committed, 0 when it was refused.");
+    describe_gauge!(
+        "machinist_last_reload_success",
+        "1 when the latest reload was committed, 0 when it was refused or rolled back."
+    );
+    describe_gauge!(
+        "machinist_last_reload_success_timestamp_seconds",
+        "When a generation last passed its probation, since the epoch."
+    );
     describe_gauge!("machinist_generation", "The number of the generation that runs.");
     describe_counter!("machinist_script_errors_total", "Failed hook calls, by hook.");
 }

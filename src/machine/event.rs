@@ -1,20 +1,24 @@
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use super::generation::Generation;
+use super::generation::{Generation, Refused};
+use super::handle::Limits;
+use super::probation::Trial;
 use crate::admin::ControlReply;
-use crate::base::Problems;
+use crate::base::Name;
 use crate::host::Level;
 use crate::supervisor::ServicesStatus;
+use crate::worker::WorkerStatus;
 
 /// What the event loop turns on. Everything that happens to a machine arrives as one of these.
 #[derive(Debug)]
 pub enum Event {
     /// The supervisor published a new state of the services.
     Services(Arc<ServicesStatus>),
-    /// A worker published a new state.
-    Workers,
+    /// What the workers are doing, some of them something new.
+    Workers(BTreeMap<Name, WorkerStatus>),
     /// The latest word from the queue: reachable, or why not.
     Queue(Result<(), String>),
     /// What is short now; nothing when nothing is.
@@ -25,9 +29,15 @@ pub enum Event {
     RecoveryEnded,
     /// The start-up sequence is through, or why it failed.
     StartupEnded(Result<(), String>),
-    ReloadWanted(ReloadCause, Option<oneshot::Sender<ControlReply>>),
+    ReloadWanted(ReloadCause, Option<Asker>),
     /// What the latest build came to.
-    ReloadBuilt(Result<Box<Generation>, Problems>),
+    ReloadBuilt(Result<Box<Generation>, Refused>),
+    /// A generation is live from now on, and on probation where it touched something.
+    WentLive(Trial, Limits, Vec<Asker>),
+    /// A reload changed nothing.
+    Unchanged(Vec<Asker>),
+    /// The generation before is live again; statuses of services know of it from this revision on.
+    RolledBack(u64, Limits),
     StopWanted(StopCause, Option<oneshot::Sender<ControlReply>>),
     /// No worker runs a job any more.
     WorkersStopped,
@@ -35,6 +45,14 @@ pub enum Event {
     ServicesStopped,
     /// The time asked for with [`super::handle::Machine::next_deadline`] has come.
     Deadline,
+}
+
+/// Somebody who asked for a reload.
+#[derive(Debug)]
+pub struct Asker {
+    pub reply: oneshot::Sender<ControlReply>,
+    /// Wants to know whether the generation passes its probation, not only that it is live.
+    pub verdict: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

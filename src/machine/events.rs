@@ -81,6 +81,41 @@ impl Observed for ReloadRejected {
     }
 }
 
+/// What an edit touched is up: there is no way back any more.
+#[derive(Debug, Serialize)]
+pub(super) struct ReloadPassed {
+    pub generation: u64,
+}
+
+impl Observed for ReloadPassed {
+    const KIND: &'static str = "reload.passed";
+    fn message(&self) -> String {
+        format!("generation {} has passed its probation", self.generation)
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct ReloadRolledBack {
+    pub generation: u64,
+    pub back_to: u64,
+    pub problems: Problems,
+}
+
+impl Observed for ReloadRolledBack {
+    const KIND: &'static str = "reload.rolled_back";
+    fn level(&self) -> Level {
+        Level::Error
+    }
+    fn message(&self) -> String {
+        let Self { generation, back_to, problems } = self;
+        format!("generation {generation} is rolled back, generation {back_to} runs again\n{problems}")
+    }
+    fn record(&self) {
+        counter!("machinist_reloads_total", "result" => "rolled_back").increment(1);
+        gauge!("machinist_last_reload_success").set(0.0);
+    }
+}
+
 #[derive(Debug, Serialize)]
 pub(super) struct LeftoversKilled {
     pub leftovers: Vec<Leftover>,

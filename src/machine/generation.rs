@@ -7,8 +7,9 @@ use sha2::{Digest, Sha256};
 
 use crate::base::{Name, Problem, Problems, did_you_mean};
 use crate::host::process::find_program;
+use crate::host::{Mark, Seen};
 use crate::script::{ConnectorProgram, MachineContext, MachineProgram, ScriptHost};
-use crate::settings::{Overrides, Settings, Tree, load, machine_file};
+use crate::settings::{Overrides, Settings, Tree, load, machine_files};
 use crate::spec::{DrainTarget, FieldProblem, GpuRef, Kind, MachineSpec, ProbeTarget};
 
 /// One version of a machine's files, compiled, checked and evaluated. Nothing of it runs until it is committed.
@@ -16,7 +17,10 @@ pub struct Generation {
     pub number: u64,
     /// Over all files it is made of.
     pub hash: String,
+    /// The settings and all scripts, those that are there.
     pub files: BTreeSet<PathBuf>,
+    /// What was read and what was looked for in vain.
+    pub seen: SeenFiles,
     pub settings: Arc<Settings>,
     pub tree: Tree,
     pub context: MachineContext,
@@ -30,6 +34,16 @@ impl fmt::Debug for Generation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Generation").field("number", &self.number).field("hash", &self.hash).finish_non_exhaustive()
     }
+}
+
+/// Files as a build found them.
+pub type SeenFiles = BTreeMap<PathBuf, Option<Mark>>;
+
+/// What is wrong with an edit, and the files in which the remedy will come.
+#[derive(Debug, Default)]
+pub struct Refused {
+    pub problems: Problems,
+    pub seen: SeenFiles,
 }
 
 /// What a build starts from.
@@ -48,7 +62,15 @@ pub struct BuildInputs {
 ///
 /// # Errors
 /// Every problem found.
-pub async fn build(inputs: &BuildInputs, number: u64) -> Result<Generation, Problems> {
+pub async fn build(inputs: &BuildInputs, number: u64) -> Result<Generation, Refused> {
+    let seen = Seen::default();
+    build_seen(inputs, number, &seen).await.map_err(|problems| Refused { problems, seen: seen.files() })
+}
+
+async fn build_seen(inputs: &BuildInputs, number: u64, seen: &Seen) -> Result<Generation, Problems> {
+    for file in machine_files(&inputs.dir.canonicalize().unwrap_or_else(|_| inputs.dir.clone())) {
+        seen.note(&file);
+    }
     let (settings, tree) = load(&inputs.dir, &inputs.overrides)?;
     if let Some(running) = &inputs.running {
         let fixed = changed_fixed_settings(running, &settings, &tree);
@@ -65,7 +87,8 @@ pub async fn build(inputs: &BuildInputs, number: u64) -> Result<Generation, Prob
     context.workers = workers(&settings, context.cpus);
 
     let script = settings.dir.join(&settings.machine.script);
-    let host = inputs.host.clone();
+    let scripts = inputs.host.recording(seen);
+    let host = scripts.clone();
     let program = blocking(move || host.load_machine(&script)).await?;
     let mut problems = Problems::default();
     let services = program.services(&context).await.unwrap_or_else(|found| collect(&mut problems, found));
@@ -79,9 +102,9 @@ pub async fn build(inputs: &BuildInputs, number: u64) -> Result<Generation, Prob
     };
     let mut connectors = BTreeMap::new();
     for name in spec.workers.iter().map(|worker| &worker.connector).collect::<BTreeSet<_>>() {
-        let loaded = match connector_path(&settings, name) {
+        let loaded = match connector_path(&settings, name, seen) {
             Ok(path) => {
-                let (host, name) = (inputs.host.clone(), name.clone());
+                let (host, name) = (scripts.clone(), name.clone());
                 blocking(move || host.load_connector(&name, &path)).await
             }
             Err(problem) => Err(problem.into()),
@@ -106,10 +129,20 @@ pub async fn build(inputs: &BuildInputs, number: u64) -> Result<Generation, Prob
     hasher.update(serde_json::to_vec(&*settings).unwrap_or_default());
     let hash = hasher.finalize().iter().take(8).fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
     let mut files: BTreeSet<PathBuf> = files.into_keys().collect();
-    files.extend(machine_file(&settings.dir).or_else(|| Some(settings.dir.join("machine.toml"))));
-    let generation =
-        Generation { number, hash, files, settings, tree, context, program, connectors, spec, warnings: problems };
-    Ok(generation)
+    files.extend(machine_files(&settings.dir).into_iter().filter(|file| file.is_file()));
+    Ok(Generation {
+        number,
+        hash,
+        files,
+        seen: seen.files(),
+        settings,
+        tree,
+        context,
+        program,
+        connectors,
+        spec,
+        warnings: problems,
+    })
 }
 
 /// How many workers scripts are asked for.
@@ -137,11 +170,11 @@ async fn blocking<T: Send + 'static>(
 }
 
 /// The connector's script: as the settings say, else below the machine's directory, else below the scripts directory.
-fn connector_path(settings: &Settings, name: &Name) -> Result<PathBuf, Problem> {
+fn connector_path(settings: &Settings, name: &Name, seen: &Seen) -> Result<PathBuf, Problem> {
     let given = settings.connectors.get(name).and_then(|connector| connector.script.clone());
     let relative = given.unwrap_or_else(|| PathBuf::from(format!("connectors/{name}.rhai")));
     let candidates = [settings.dir.join(&relative), settings.scripts_dir.join(&relative)];
-    candidates.iter().find(|path| path.is_file()).cloned().ok_or_else(|| {
+    candidates.iter().find(|path| seen.is_file(path)).cloned().ok_or_else(|| {
         let looked: Vec<String> = candidates.iter().map(|path| path.display().to_string()).collect();
         Problem::error(format!("the connector {name:?} has no script"))
             .note(format!("looked for {}", looked.join(" and ")))
@@ -206,24 +239,18 @@ fn missing_functions(program: &MachineProgram, spec: &MachineSpec) -> Problems {
 
 /// Settings that a running machine cannot take over.
 fn changed_fixed_settings(old: &Settings, new: &Settings, tree: &Tree) -> Problems {
-    let fixed = [
-        ("state_dir", old.state_dir == new.state_dir),
-        ("scripts_dir", old.scripts_dir == new.scripts_dir),
-        ("machine.id", old.machine.id == new.machine.id),
-        ("machine.type", old.machine.machine_type == new.machine.machine_type),
-        ("queue", old.queue == new.queue),
-        ("http", old.http == new.http),
-        ("reload", old.reload == new.reload),
-        ("shutdown", old.shutdown == new.shutdown),
-        ("log", old.log == new.log),
-    ];
-    let changed = fixed.into_iter().filter(|(_, same)| !same).map(|(name, _)| {
-        let path: Vec<String> = name.split('.').map(str::to_owned).collect();
-        let problem = Problem::error(format!("{name} cannot be changed while the machine runs"))
+    let mut problems = Problems::default();
+    if old.dir != new.dir {
+        let message = format!("the machine's directory was {} and is {} now", old.dir.display(), new.dir.display());
+        problems.push(Problem::error(message).help("restart the machine to use it, or lead the link back"));
+    }
+    for change in old.changes(new).into_iter().filter(|change| !change.live) {
+        let path: Vec<String> = change.key.split('.').map(str::to_owned).collect();
+        let problem = Problem::error(format!("{} cannot be changed while the machine runs", change.key))
             .help("restart the machine to use it, or put the old value back");
-        tree.origin(&path).map_or_else(|| problem.clone(), |origin| origin.locate(problem.clone()))
-    });
-    Problems(changed.collect())
+        problems.push(tree.origin(&path).map_or_else(|| problem.clone(), |origin| origin.locate(problem.clone())));
+    }
+    problems
 }
 
 fn gpu_refs(context: &MachineContext) -> Vec<GpuRef> {

@@ -13,18 +13,22 @@
 //!                                                                 Failed --> (jobs back, services stopped, exit code)
 //! ```
 //! Of several troubles the one that keeps the machine from working most is shown: the queue, then resources, then services.
-//! ```text
-//! ```
+//! A generation on probation (`probation`) is rolled back before a critical service of it can end the machine.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::event::{Event, ReloadCause, StopCause};
-use super::generation::Generation;
+use super::event::{Asker, Event, ReloadCause, StopCause};
+use super::generation::{Generation, Refused};
+use super::probation::{Fault, Probation, Trial, Verdict};
 use crate::admin::{ControlReply, MachineState};
-use crate::base::Problems;
+use crate::base::Name;
 use crate::host::Level;
+use crate::settings::Settings;
 use crate::spec::Kind;
 use crate::supervisor::{Desired, Exit, ServiceState, ServicesStatus};
+use crate::worker::WorkerStatus;
 use tokio::sync::oneshot;
 
 /// What the event loop remembers.
@@ -37,14 +41,21 @@ pub struct Machine {
     startup_ended: bool,
     /// What is wrong with the services now.
     services: ServicesSummary,
+    latest: Arc<ServicesStatus>,
+    /// Statuses of services before this revision tell of a generation that is over.
+    known_from: u64,
+    workers: BTreeMap<Name, WorkerStatus>,
     queue_lost: Option<QueueLost>,
     shortage: Option<Shortage>,
     reload: Reload,
+    probation: Option<Probation>,
+    /// Who waits for its verdict.
+    askers: Vec<Asker>,
     ending: Ending,
     limits: Limits,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     pub connect_timeout: Duration,
     pub grace: Duration,
@@ -70,6 +81,14 @@ struct Shortage {
 }
 
 impl Limits {
+    pub fn of(settings: &Settings) -> Self {
+        Self {
+            connect_timeout: settings.queue.connect_timeout.get(),
+            grace: settings.shutdown.grace.get(),
+            give_up_after: Some(settings.resources.give_up_after.get()).filter(|limit| !limit.is_zero()),
+        }
+    }
+
     /// What of the grace period is kept for stopping the services when jobs use up the rest.
     fn reserve(&self) -> Duration {
         (self.grace / 3).min(Duration::from_secs(10))
@@ -82,8 +101,8 @@ enum Reload {
     #[default]
     Idle,
     Building {
-        replies: Vec<oneshot::Sender<ControlReply>>,
-        next: Option<(ReloadCause, Vec<oneshot::Sender<ControlReply>>)>,
+        askers: Vec<Asker>,
+        next: Option<(ReloadCause, Vec<Asker>)>,
     },
 }
 
@@ -112,8 +131,16 @@ struct ServicesSummary {
 #[derive(Debug)]
 pub enum Effect {
     Build(ReloadCause),
-    Commit(Box<Generation>, Vec<oneshot::Sender<ControlReply>>),
-    Reject(Problems, Vec<oneshot::Sender<ControlReply>>),
+    /// Answered with [`Event::WentLive`] or [`Event::Unchanged`], unless it is refused.
+    Commit(Box<Generation>, Vec<Asker>),
+    Reject(Refused, Vec<Asker>),
+    /// The generation that runs is good: there is no way back behind it.
+    Pass {
+        generation: u64,
+        watched: bool,
+    },
+    /// Back to the last good generation; answered with [`Event::RolledBack`].
+    RollBack(Vec<Fault>, Vec<Asker>),
     Reply(Vec<oneshot::Sender<ControlReply>>, Result<String, String>),
     /// Everything was up for the first time.
     AnnounceStarted,
@@ -143,9 +170,14 @@ impl Machine {
             started: false,
             startup_ended: false,
             services: ServicesSummary::default(),
+            latest: Arc::default(),
+            known_from: 0,
+            workers: BTreeMap::new(),
             queue_lost: None,
             shortage: None,
             reload: Reload::Idle,
+            probation: None,
+            askers: Vec::new(),
             ending: Ending::No,
             limits,
         }
@@ -154,8 +186,9 @@ impl Machine {
     pub fn handle(&mut self, event: Event, now: Instant) -> Vec<Effect> {
         let mut effects = Vec::new();
         match event {
-            Event::Services(status) => self.services = summarize(&status),
-            Event::Workers | Event::Deadline => {}
+            Event::Services(status) => self.services_are(status),
+            Event::Workers(workers) => self.workers = workers,
+            Event::Deadline => {}
             Event::Queue(Ok(())) => self.queue_lost = None,
             Event::Queue(Err(why)) => {
                 let (since, tried_again) = self.queue_lost.take().map_or((now, false), |lost| (lost.since, true));
@@ -176,6 +209,12 @@ impl Machine {
             Event::StartupEnded(Err(why)) => self.fail(&format!("start-up failed: {why}"), 1, now, &mut effects),
             Event::ReloadWanted(cause, reply) => self.want_reload(cause, reply, &mut effects),
             Event::ReloadBuilt(outcome) => self.reload_built(outcome, &mut effects),
+            Event::WentLive(trial, limits, askers) => self.went_live(trial, limits, askers, now, &mut effects),
+            Event::Unchanged(askers) => self.unchanged(askers, &mut effects),
+            Event::RolledBack(revision, limits) => {
+                self.known_from = revision;
+                self.limits = limits;
+            }
             Event::StopWanted(cause, reply) => self.want_stop(&cause, reply, now, &mut effects),
             Event::WorkersStopped => self.workers_stopped(now, &mut effects),
             Event::ServicesStopped => self.services_stopped(&mut effects),
@@ -191,16 +230,19 @@ impl Machine {
         }
         let queue = self.queue_lost.as_ref().map(|lost| lost.since + self.limits.connect_timeout);
         let shortage = self.shortage.as_ref().zip(self.limits.give_up_after).map(|(short, limit)| short.since + limit);
-        queue.into_iter().chain(shortage).min()
+        let probation = self.probation.as_ref().and_then(Probation::next_deadline);
+        queue.into_iter().chain(shortage).chain(probation).min()
     }
 
     /// Brings the state in line with what is known.
     fn settle(&mut self, now: Instant, effects: &mut Vec<Effect>) {
         if self.ending != Ending::No {
-            return;
+            return self.forget_probation(effects);
         }
+        self.judge(now, effects);
         if let Some((why, code)) = self.services.fatal.clone() {
-            return self.fail(&why, code, now, effects);
+            self.fail(&why, code, now, effects);
+            return self.forget_probation(effects);
         }
         if let Some(short) = &self.shortage
             && let Some(limit) = self.limits.give_up_after
@@ -236,6 +278,74 @@ impl Machine {
             (MachineState::Healthy, None)
         };
         self.enter(state, reason, effects);
+    }
+
+    fn services_are(&mut self, status: Arc<ServicesStatus>) {
+        if status.revision >= self.known_from {
+            self.services = summarize(&status);
+            self.latest = status;
+        }
+    }
+
+    fn went_live(&mut self, trial: Trial, limits: Limits, askers: Vec<Asker>, now: Instant, effects: &mut Vec<Effect>) {
+        self.limits = limits;
+        self.known_from = trial.revision;
+        self.askers.extend(askers);
+        let generation = trial.generation;
+        if trial.is_empty() {
+            self.probation = None;
+            effects.push(Effect::Pass { generation, watched: false });
+            let answer = Ok(format!("generation {generation} is live; it touches nothing that could fail"));
+            effects.push(Effect::Reply(replies(std::mem::take(&mut self.askers)), answer));
+        } else {
+            self.probation = Some(Probation::begin(trial, self.probation.take(), now));
+        }
+    }
+
+    fn unchanged(&mut self, askers: Vec<Asker>, effects: &mut Vec<Effect>) {
+        let wait = self.probation.is_some();
+        let (waiting, at_once) = askers.into_iter().partition(|asker: &Asker| wait && asker.verdict);
+        self.askers.extend(waiting);
+        effects.push(Effect::Reply(replies(at_once), Ok("nothing has changed".to_owned())));
+    }
+
+    /// What becomes of the generation that is on probation.
+    fn judge(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        if self.latest.revision < self.known_from {
+            return;
+        }
+        let Some(probation) = &mut self.probation else { return };
+        let generation = probation.generation();
+        match probation.judge(&self.latest, &self.workers, now) {
+            Verdict::Wait => {}
+            Verdict::Passed => {
+                self.probation = None;
+                effects.push(Effect::Pass { generation, watched: true });
+                let answer = Ok(format!("generation {generation} is live and has passed its probation"));
+                effects.push(Effect::Reply(replies(std::mem::take(&mut self.askers)), answer));
+            }
+            Verdict::Failed(faults) => {
+                self.probation = None;
+                // What is known of the services is of the generation that goes.
+                self.known_from = u64::MAX;
+                self.services.fatal = None;
+                effects.push(Effect::RollBack(faults, std::mem::take(&mut self.askers)));
+            }
+        }
+    }
+
+    /// A machine that ends has no edit to judge.
+    fn forget_probation(&mut self, effects: &mut Vec<Effect>) {
+        self.probation = None;
+        if !self.askers.is_empty() {
+            let answer = Err("the machine is stopping".to_owned());
+            effects.push(Effect::Reply(replies(std::mem::take(&mut self.askers)), answer));
+        }
+    }
+
+    /// The probation of the generation that runs, where it is on one.
+    pub fn probation(&self) -> Option<&Probation> {
+        self.probation.as_ref()
     }
 
     fn resources(&mut self, levels: Vec<Level>, now: Instant, effects: &mut Vec<Effect>) {
@@ -330,43 +440,43 @@ impl Machine {
         }
     }
 
-    fn want_reload(
-        &mut self,
-        cause: ReloadCause,
-        reply: Option<oneshot::Sender<ControlReply>>,
-        effects: &mut Vec<Effect>,
-    ) {
+    fn want_reload(&mut self, cause: ReloadCause, asker: Option<Asker>, effects: &mut Vec<Effect>) {
         if self.ending != Ending::No {
-            effects.push(Effect::Reply(reply.into_iter().collect(), Err("the machine is stopping".to_owned())));
+            let answer = Err("the machine is stopping".to_owned());
+            effects.push(Effect::Reply(replies(asker.into_iter().collect()), answer));
             return;
         }
         match &mut self.reload {
             Reload::Idle => {
-                self.reload = Reload::Building { replies: reply.into_iter().collect(), next: None };
+                self.reload = Reload::Building { askers: asker.into_iter().collect(), next: None };
                 effects.push(Effect::Build(cause));
             }
             Reload::Building { next, .. } => {
-                let (_, replies) = next.get_or_insert((cause, Vec::new()));
-                replies.extend(reply);
+                let (_, askers) = next.get_or_insert((cause, Vec::new()));
+                askers.extend(asker);
             }
         }
     }
 
-    fn reload_built(&mut self, outcome: Result<Box<Generation>, Problems>, effects: &mut Vec<Effect>) {
-        let Reload::Building { replies, next } = std::mem::take(&mut self.reload) else { return };
+    fn reload_built(&mut self, outcome: Result<Box<Generation>, Refused>, effects: &mut Vec<Effect>) {
+        let Reload::Building { askers, next } = std::mem::take(&mut self.reload) else { return };
         if self.ending == Ending::No {
             effects.push(match outcome {
-                Ok(generation) => Effect::Commit(generation, replies),
-                Err(problems) => Effect::Reject(problems, replies),
+                Ok(generation) => Effect::Commit(generation, askers),
+                Err(refused) => Effect::Reject(refused, askers),
             });
         } else {
-            effects.push(Effect::Reply(replies, Err("the machine is stopping".to_owned())));
+            effects.push(Effect::Reply(replies(askers), Err("the machine is stopping".to_owned())));
         }
-        if let Some((cause, replies)) = next {
-            self.reload = Reload::Building { replies, next: None };
+        if let Some((cause, askers)) = next {
+            self.reload = Reload::Building { askers, next: None };
             effects.push(Effect::Build(cause));
         }
     }
+}
+
+fn replies(askers: Vec<Asker>) -> Vec<oneshot::Sender<ControlReply>> {
+    askers.into_iter().map(|asker| asker.reply).collect()
 }
 
 fn describe(levels: &[Level]) -> String {

@@ -1,5 +1,6 @@
 use super::*;
 use crate::base::{Name, Timestamp};
+use crate::machine::probation::Before;
 use crate::supervisor::ServiceStatus;
 use proptest::prelude::*;
 use std::sync::Arc;
@@ -127,10 +128,10 @@ fn one_reload_runs_and_one_waits() {
     for _ in 0..3 {
         assert_eq!(builds(&machine.handle(Event::ReloadWanted(ReloadCause::Request, None), now)), 0);
     }
-    let effects = machine.handle(Event::ReloadBuilt(Err(Problems::default())), now);
+    let effects = machine.handle(Event::ReloadBuilt(Err(Refused::default())), now);
     assert!(matches!(effects[0], Effect::Reject(..)));
     assert_eq!(builds(&effects), 1, "the waiting ones are one build");
-    assert_eq!(builds(&machine.handle(Event::ReloadBuilt(Err(Problems::default())), now)), 0);
+    assert_eq!(builds(&machine.handle(Event::ReloadBuilt(Err(Refused::default())), now)), 0);
 }
 
 fn short() -> Vec<Level> {
@@ -215,7 +216,7 @@ fn the_whole_table() {
     insta::assert_snapshot!("the_whole_table", table.join("\n"));
 }
 
-const EVENTS: u8 = 19;
+const EVENTS: u8 = 21;
 const EVENT_NAMES: [&str; EVENTS as usize] = [
     "all up",
     "backoff",
@@ -236,6 +237,8 @@ const EVENT_NAMES: [&str; EVENTS as usize] = [
     "not short",
     "recovery begun",
     "recovery ended",
+    "went live",
+    "rolled back",
 ];
 
 fn any_event() -> impl Strategy<Value = u8> {
@@ -254,7 +257,7 @@ fn event(choice: u8) -> Event {
         6 => Event::StartupEnded(Ok(())),
         7 => Event::StartupEnded(Err("no".into())),
         8 => Event::ReloadWanted(ReloadCause::Request, None),
-        9 => Event::ReloadBuilt(Err(Problems::default())),
+        9 => Event::ReloadBuilt(Err(Refused::default())),
         10 => Event::StopWanted(StopCause::Request, None),
         11 => Event::WorkersStopped,
         12 => Event::ServicesStopped,
@@ -267,8 +270,120 @@ fn event(choice: u8) -> Event {
         16 => Event::Resources(Vec::new()),
         17 => Event::RecoveryBegun,
         18 => Event::RecoveryEnded,
+        19 => Event::WentLive(trial(0), limits(), Vec::new()),
+        20 => Event::RolledBack(0, limits()),
         _ => Event::Deadline,
     }
+}
+
+/// A generation that changed `web`, and that statuses from `revision` on tell of.
+fn trial(revision: u64) -> Trial {
+    let before = Before { fresh: true, up: true, restarts: 0, late: 0 };
+    let services = BTreeMap::from([(Name::new("web").unwrap(), before)]);
+    Trial { generation: 2, back_to: 1, revision, window: Duration::from_secs(60), services, ..Trial::default() }
+}
+
+fn at_revision(revision: u64, list: Vec<ServiceStatus>) -> Event {
+    let services = list.into_iter().map(|service| (service.name.clone(), Arc::new(service))).collect();
+    Event::Services(Arc::new(ServicesStatus { revision, services }))
+}
+
+fn on_probation(now: Instant) -> (Machine, oneshot::Receiver<ControlReply>) {
+    let mut machine = healthy(now);
+    let (reply, answer) = oneshot::channel();
+    machine.handle(Event::WentLive(trial(1), limits(), vec![Asker { reply, verdict: true }]), now);
+    machine.handle(at_revision(1, vec![service("web", ServiceState::Starting, true, None)]), now);
+    (machine, answer)
+}
+
+fn names_of(effects: &[Effect]) -> Vec<String> {
+    let name = |effect: &Effect| format!("{effect:?}").split([' ', '(', '{']).next().unwrap_or_default().to_owned();
+    effects.iter().filter(|e| !matches!(e, Effect::AnnounceState { .. })).map(name).collect()
+}
+
+#[test]
+fn an_edit_that_fails_is_rolled_back_before_it_ends_the_machine() {
+    let now = Instant::now();
+    let (mut machine, _answer) = on_probation(now);
+    let failed = || vec![service("web", ServiceState::Failed, true, Some(Exit::Code(3)))];
+    let effects = machine.handle(at_revision(1, failed()), now);
+    assert_eq!(names_of(&effects), ["RollBack"]);
+    let Effect::RollBack(faults, askers) = &effects[0] else { unreachable!() };
+    assert_eq!((faults[0].what.as_str(), askers.len()), ("failed: because", 1));
+    // What is said of the generation that goes does not count any more.
+    assert_eq!(names_of(&machine.handle(at_revision(1, failed()), now)), Vec::<String>::new());
+    machine.handle(Event::RolledBack(2, limits()), now);
+    assert_eq!(names_of(&machine.handle(at_revision(1, failed()), now)), Vec::<String>::new());
+    machine.handle(at_revision(2, vec![service("web", ServiceState::Ready, true, None)]), now);
+    assert_eq!(machine.state, MachineState::Healthy);
+    // The good generation is no longer on probation: now it counts.
+    machine.handle(at_revision(2, failed()), now);
+    assert_eq!(machine.state, MachineState::Failed);
+}
+
+#[test]
+fn an_edit_passes_when_its_window_is_over_and_all_is_up() {
+    let now = Instant::now();
+    let (mut machine, _answer) = on_probation(now);
+    let end = now + Duration::from_secs(60);
+    assert_eq!(machine.next_deadline(), Some(end));
+    assert_eq!(names_of(&machine.handle(Event::Deadline, end)), Vec::<String>::new(), "its own time is not over");
+    assert_eq!(machine.next_deadline(), None, "the supervisor tells");
+    let ready = vec![service("web", ServiceState::Ready, true, None)];
+    assert_eq!(names_of(&machine.handle(at_revision(1, ready), end)), ["Pass", "Reply"]);
+}
+
+#[test]
+fn who_waits_for_the_verdict_of_what_is_live_already_waits_with_the_others() {
+    let now = Instant::now();
+    let (mut machine, _answer) = on_probation(now);
+    let asker = |verdict| Asker { reply: oneshot::channel().0, verdict };
+    let effects = machine.handle(Event::Unchanged(vec![asker(true), asker(false)]), now);
+    let Effect::Reply(replies, _) = &effects[0] else { panic!("{effects:?}") };
+    assert_eq!((replies.len(), machine.askers.len()), (1, 2));
+    let effects = machine.handle(Event::StopWanted(StopCause::Request, None), now);
+    assert!(effects.iter().any(|e| matches!(e, Effect::Reply(replies, Err(_)) if replies.len() == 2)), "{effects:?}");
+}
+
+/// What a machine with an edit on probation makes of every event.
+#[test]
+fn the_table_on_probation() {
+    let now = Instant::now();
+    let mut table = Vec::new();
+    let end = now + Duration::from_secs(60);
+    for situation in ["on probation", "overdue", "rolling back", "building"] {
+        for choice in 0..EVENTS {
+            let (mut machine, _answer) = on_probation(now);
+            match situation {
+                "overdue" => drop(machine.handle(Event::Deadline, end)),
+                "rolling back" => {
+                    let failed = vec![service("web", ServiceState::Failed, true, None)];
+                    machine.handle(at_revision(1, failed), now);
+                }
+                "building" => drop(machine.handle(Event::ReloadWanted(ReloadCause::Request, None), now)),
+                _ => {}
+            }
+            let (event, what) = match (event(choice), EVENT_NAMES[usize::from(choice)]) {
+                (Event::Services(status), what) => {
+                    let status = ServicesStatus { revision: 1, ..status.as_ref().clone() };
+                    (Event::Services(Arc::new(status)), what)
+                }
+                other => other,
+            };
+            let at = if situation == "overdue" || choice == 13 { end } else { now };
+            let effects = names_of(&machine.handle(event, at));
+            let probation = if machine.probation.is_some() { "on probation" } else { "-" };
+            if !effects.is_empty() || (probation == "-") != (situation == "rolling back") {
+                let (state, effects) = (machine.state, effects.join(", "));
+                table.push(
+                    format!("{situation:<12} + {what:<17} -> {probation:<12} {state:<15} {effects}")
+                        .trim_end()
+                        .to_owned(),
+                );
+            }
+        }
+    }
+    insta::assert_snapshot!("the_table_on_probation", table.join("\n"));
 }
 
 /// Where each state may lead; the table of the diagram above, with itself left out.

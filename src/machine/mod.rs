@@ -9,6 +9,7 @@ mod events;
 mod generation;
 mod handle;
 mod perform;
+mod probation;
 mod publish;
 mod resources;
 mod service_hooks;
@@ -17,4 +18,4 @@ mod unmatched;
 mod workers;
 
 pub use boot::{MachineError, machine_context, run};
-pub use generation::{BuildInputs, Generation, build};
+pub use generation::{BuildInputs, Generation, Refused, build};

@@ -4,6 +4,7 @@ use metrics::gauge;
 
 use super::generation::Generation;
 use super::handle::Machine;
+use super::probation::Probation;
 use super::startup::Timeline;
 use crate::admin::{GenerationStatus, MachineIdentity, MachineStatus, Rejection};
 use crate::base::{Name, Timestamp};
@@ -24,8 +25,14 @@ pub(super) struct Publisher {
 impl Publisher {
     pub fn new(identity: MachineIdentity, timeline: Timeline) -> Self {
         let now = Timestamp::now();
-        let generation =
-            GenerationStatus { number: 0, hash: String::new(), since: now, files: Vec::new(), rejection: None };
+        let generation = GenerationStatus {
+            number: 0,
+            hash: String::new(),
+            since: now,
+            files: Vec::new(),
+            probation: None,
+            rejection: None,
+        };
         let status = MachineStatus {
             machine: identity.clone(),
             state: crate::admin::MachineState::Starting,
@@ -42,11 +49,15 @@ impl Publisher {
     }
 
     pub fn committed(&mut self, generation: &Generation) {
+        // What settings say of the machine and jobs may ask for.
+        self.identity.pool.clone_from(&generation.settings.machine.pool);
+        self.identity.labels.clone_from(&generation.settings.machine.labels);
         self.generation = GenerationStatus {
             number: generation.number,
             hash: generation.hash.clone(),
             since: Timestamp::now(),
             files: generation.files.iter().map(|file| file.display().to_string()).collect(),
+            probation: None,
             rejection: None,
         };
         #[expect(clippy::cast_precision_loss, reason = "a gauge is a double")]
@@ -64,6 +75,7 @@ impl Publisher {
         workers: BTreeMap<Name, WorkerStatus>,
         queue: Option<QueueStats>,
     ) {
+        self.generation.probation = machine.probation().map(Probation::status);
         if self.status.get().state != machine.state {
             self.since = Timestamp::now();
         }

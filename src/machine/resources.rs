@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use metrics::gauge;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::event::Event;
@@ -60,18 +60,22 @@ fn high_mark(settings: &ResourceSettings, resource: Resource) -> f64 {
 
 /// Samples, keeps the metrics, and tells what changes.
 pub(super) async fn watch(
-    settings: ResourceSettings,
+    mut changes: watch::Receiver<ResourceSettings>,
     state_dir: PathBuf,
     sender: mpsc::UnboundedSender<Event>,
     stop: CancellationToken,
 ) {
-    let mut gauge = Gauge::new(settings.clone());
+    let mut gauge = Gauge::new(changes.borrow_and_update().clone());
     let mut known: Vec<Resource> = Vec::new();
     let mut said = tokio::time::Instant::now();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(settings.every.get()) => {}
+            Ok(()) = changes.changed() => {
+                gauge.settings = changes.borrow_and_update().clone();
+                continue;
+            }
+            () = tokio::time::sleep(gauge.settings.every.get()) => {}
         }
         let dir = state_dir.clone();
         let Ok(levels) = tokio::task::spawn_blocking(move || levels(&dir)).await else { continue };

@@ -2,10 +2,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, watch};
 use tokio_util::task::TaskTracker;
 
-use super::event::Event;
 use super::generation::Generation;
 use crate::base::Name;
 use crate::host::Identity;
@@ -26,10 +25,13 @@ pub(super) struct Workers {
     pub broker: Arc<dyn Broker>,
     pub events: EventLog,
     pub tracker: TaskTracker,
-    pub sender: mpsc::UnboundedSender<Event>,
     pub lease: Duration,
     pub incarnation: String,
     running: BTreeMap<Name, Running>,
+    /// Counts what was started, so that no two registrations have one name.
+    started: u64,
+    /// A worker has published something new.
+    changed: Arc<Notify>,
     /// Why no worker may claim now.
     held: Option<String>,
 }
@@ -39,6 +41,7 @@ struct Running {
     handle: WorkerHandle,
     ready: watch::Sender<Readiness>,
     hash: String,
+    capabilities: Capabilities,
 }
 
 impl Workers {
@@ -48,7 +51,6 @@ impl Workers {
         broker: Arc<dyn Broker>,
         events: EventLog,
         tracker: TaskTracker,
-        sender: mpsc::UnboundedSender<Event>,
         lease: Duration,
     ) -> Self {
         let incarnation = format!("{}-{}", identity.incarnation, uuid::Uuid::new_v4().simple());
@@ -58,10 +60,11 @@ impl Workers {
             broker,
             events,
             tracker,
-            sender,
             lease,
             incarnation,
             running: BTreeMap::new(),
+            started: 0,
+            changed: Arc::default(),
             held: None,
         }
     }
@@ -79,13 +82,19 @@ impl Workers {
             let connector = Self::bind(generation, worker);
             let Some(connector) = connector else { continue };
             let hash = generation.hash.clone();
+            let capabilities = self.capabilities(generation, worker);
             match self.running.get_mut(&worker.name) {
                 Some(running) if only_live_fields_differ(&running.spec, worker) => {
                     if running.spec.slots != worker.slots {
                         running.handle.set_slots(worker.slots);
                     }
+                    // Whatever it was bound to may have changed.
                     if running.hash != hash {
                         running.handle.replace_connector(connector);
+                    }
+                    if running.capabilities != capabilities {
+                        running.handle.set_capabilities(capabilities.clone());
+                        running.capabilities = capabilities;
                     }
                     running.spec = worker.clone();
                     running.hash = hash;
@@ -114,18 +123,20 @@ impl Workers {
         hash: String,
         after: Option<WorkerHandle>,
     ) {
+        self.started += 1;
         let waiting = if after.is_some() { "its predecessor finishes its jobs" } else { "starting" };
         let (ready, receiver) = watch::channel(Err(waiting.to_owned()));
         let (gate, gated) = watch::channel(Err(waiting.to_owned()));
+        let capabilities = self.capabilities(generation, worker);
         let config = WorkerConfig {
             name: worker.name.clone(),
             connector_name: worker.connector.clone(),
             slots: worker.slots,
             registration: Registration {
                 worker: format!("{}/{}", self.identity.id, worker.name),
-                incarnation: format!("{}-{}-{}", self.incarnation, generation.number, worker.name),
+                incarnation: format!("{}-{}-{}", self.incarnation, self.started, worker.name),
             },
-            capabilities: self.capabilities(generation, worker),
+            capabilities: capabilities.clone(),
             broker: Arc::clone(&self.broker),
             connector,
             lease: self.lease,
@@ -134,15 +145,18 @@ impl Workers {
         };
         let handle = Worker::start(config, &self.tracker);
         self.tracker.spawn(pass_on_readiness(receiver, gate, after, handle.clone()));
-        let (mut status, sender) = (handle.subscribe(), self.sender.clone());
+        let (mut status, changed) = (handle.subscribe(), Arc::clone(&self.changed));
+        let over = handle.clone();
         self.tracker.spawn(async move {
-            while status.changed().await.is_ok() {
-                if sender.send(Event::Workers).is_err() {
-                    return;
+            loop {
+                tokio::select! {
+                    news = status.changed() => if news.is_err() { return },
+                    () = over.stopped() => return changed.notify_one(),
                 }
+                changed.notify_one();
             }
         });
-        let running = Running { spec: worker.clone(), handle, ready, hash };
+        let running = Running { spec: worker.clone(), handle, ready, hash, capabilities };
         self.running.insert(worker.name.clone(), running);
     }
 
@@ -203,6 +217,11 @@ impl Workers {
         self.running.iter().map(|(name, running)| (name.clone(), running.handle.status().as_ref().clone())).collect()
     }
 
+    /// Waits until a worker has published something new. Cancel-safe.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
     pub fn handles(&self) -> Vec<WorkerHandle> {
         self.running.values().map(|running| running.handle.clone()).collect()
     }
@@ -241,6 +260,6 @@ fn first_not_ready<'a>(names: impl Iterator<Item = &'a Name>, services: &Service
 
 /// What a running worker can take over without leaving the queue.
 fn only_live_fields_differ(old: &WorkerSpec, new: &WorkerSpec) -> bool {
-    let strip = |spec: &WorkerSpec| WorkerSpec { slots: 1, vars: serde_json::Map::new(), ..spec.clone() };
-    strip(old) == strip(new)
+    // All else is a number, a var, a need or a capability.
+    (&old.name, &old.connector) == (&new.name, &new.connector)
 }

@@ -17,6 +17,7 @@ use super::locate::locate;
 use super::resolver::RootedResolver;
 use super::runner;
 use crate::base::{Name, Problem, Problems, SourceText, did_you_mean};
+use crate::host::Seen;
 use crate::host::process::Processes;
 use crate::spec::FieldProblem;
 use crate::supervisor::SupervisorHandle;
@@ -43,6 +44,7 @@ pub(super) struct Deps {
 #[derive(Clone)]
 pub struct ScriptHost {
     deps: Arc<Deps>,
+    seen: Seen,
 }
 
 /// Top levels only declare; a second is plenty.
@@ -51,7 +53,13 @@ const LOAD_LIMIT: Duration = Duration::from_secs(2);
 impl ScriptHost {
     pub fn new(config: ScriptHostConfig) -> Self {
         let runtime = config.runtime.clone();
-        Self { deps: Arc::new(Deps { config, runtime }) }
+        Self { deps: Arc::new(Deps { config, runtime }), seen: Seen::default() }
+    }
+
+    /// The same host; what it loads is remembered in `seen`, the files that failed or were not there as well.
+    #[must_use]
+    pub fn recording(&self, seen: &Seen) -> Self {
+        Self { deps: Arc::clone(&self.deps), seen: seen.clone() }
     }
 
     /// Reads, compiles and checks a machine's script. Runs nothing but its top level. Blocks.
@@ -64,17 +72,21 @@ impl ScriptHost {
             ("shutdown", 1, false),
             ("recover", 2, false),
         ];
-        let full = Program::load(&self.deps, path, Power::Full, &hooks)?;
+        let full = self.load(path, Power::Full, &hooks)?;
         // The same text once more for the hooks that only compute, in an engine that counts their operations.
-        let pure = Program::load(&self.deps, path, Power::Pure, &hooks)?;
+        let pure = self.load(path, Power::Pure, &hooks)?;
         Ok(MachineProgram { pure: Arc::new(pure), full: Arc::new(full) })
     }
 
     /// Reads, compiles and checks a connector. Blocks.
     pub fn load_connector(&self, name: &Name, path: &Path) -> Result<ConnectorProgram, Problems> {
         let hooks = [("check", 1, false), ("run", 2, true), ("cancel", 2, false), ("resume", 2, false)];
-        let program = Program::load(&self.deps, path, Power::Full, &hooks)?;
+        let program = self.load(path, Power::Full, &hooks)?;
         Ok(ConnectorProgram::new(name.clone(), Arc::new(program)))
+    }
+
+    fn load(&self, path: &Path, power: Power, hooks: &[(&str, usize, bool)]) -> Result<Program, Problems> {
+        Program::load(&self.deps, &self.seen, path, power, hooks)
     }
 }
 
@@ -108,21 +120,28 @@ pub(super) struct Program {
 }
 
 impl Program {
-    fn load(deps: &Arc<Deps>, path: &Path, power: Power, hooks: &[(&str, usize, bool)]) -> Result<Self, Problems> {
-        let (program, mut problems) = Self::compile(deps, path, power)?;
+    fn load(
+        deps: &Arc<Deps>,
+        seen: &Seen,
+        path: &Path,
+        power: Power,
+        hooks: &[(&str, usize, bool)],
+    ) -> Result<Self, Problems> {
+        let (program, mut problems) = Self::compile(deps, seen, path, power)?;
         problems.extend(program.check_hooks(hooks));
         if problems.has_errors() {
             return Err(problems);
         }
-        program.run_top_level()
+        program.run_top_level(seen)
     }
 
-    fn compile(deps: &Arc<Deps>, path: &Path, power: Power) -> Result<(Self, Problems), Problems> {
-        let text = std::fs::read_to_string(path)
+    fn compile(deps: &Arc<Deps>, seen: &Seen, path: &Path, power: Power) -> Result<(Self, Problems), Problems> {
+        let text = seen
+            .read(path)
             .map_err(|cause| Problem::error(format!("the script cannot be read: {cause}")).in_file(path))?;
         let source = SourceText::new(path, &text);
         let roots = vec![deps.config.machine_dir.clone(), deps.config.scripts_dir.clone()];
-        let engine = engine::build(power, RootedResolver::new(roots));
+        let engine = engine::build(power, RootedResolver::new(roots, seen.clone()));
         let functions = Functions::of(&engine);
         let names = functions.names();
         let sources = vec![source];
@@ -133,9 +152,9 @@ impl Program {
     }
 
     /// Runs the declarations once, which loads and runs all imports.
-    fn run_top_level(mut self) -> Result<Self, Problems> {
+    fn run_top_level(mut self, seen: &Seen) -> Result<Self, Problems> {
         let roots = vec![self.deps.config.machine_dir.clone(), self.deps.config.scripts_dir.clone()];
-        let resolver = RootedResolver::new(roots);
+        let resolver = RootedResolver::new(roots, seen.clone());
         self.engine.set_module_resolver(resolver.clone());
         let mut call = self.call(CancellationToken::new(), Instant::now() + LOAD_LIMIT);
         call.pure = true;

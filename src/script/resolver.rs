@@ -6,11 +6,13 @@ use rhai::{Engine, EvalAltResult, Module, ModuleResolver, Position, Scope, Share
 
 use super::call::ScriptResult;
 use crate::base::SourceText;
+use crate::host::Seen;
 
 /// Resolves imports inside the allowed directories only and remembers every file it read. Each file is read and run once.
 #[derive(Clone)]
 pub(super) struct RootedResolver {
     roots: Arc<Vec<PathBuf>>,
+    seen: Seen,
     state: Arc<Mutex<State>>,
 }
 
@@ -23,8 +25,8 @@ struct State {
 }
 
 impl RootedResolver {
-    pub fn new(roots: Vec<PathBuf>) -> Self {
-        Self { roots: Arc::new(roots), state: Arc::default() }
+    pub fn new(roots: Vec<PathBuf>, seen: Seen) -> Self {
+        Self { roots: Arc::new(roots), seen, state: Arc::default() }
     }
 
     /// The imported files, in the order they were met.
@@ -42,6 +44,9 @@ impl RootedResolver {
         }
         for root in self.roots.iter() {
             let candidate = root.join(format!("{path}.rhai"));
+            if !self.seen.is_file(&candidate) {
+                continue;
+            }
             let Ok(real) = candidate.canonicalize() else { continue };
             // A link out of the directory is as good as `..`. Links inside it are how Kubernetes mounts files.
             let inside =
@@ -97,7 +102,7 @@ impl RootedResolver {
         let in_module = |cause: Box<EvalAltResult>| -> Box<EvalAltResult> {
             EvalAltResult::ErrorInModule(file.display().to_string(), cause, position).into()
         };
-        let text = std::fs::read_to_string(file).map_err(|cause| {
+        let text = self.seen.read(file).map_err(|cause| {
             let message = format!("the import {path:?} cannot be read: {cause}");
             Box::new(EvalAltResult::ErrorRuntime(message.into(), position))
         })?;

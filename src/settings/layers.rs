@@ -47,9 +47,9 @@ pub struct Overrides {
     pub flags: Vec<(String, String, String)>,
 }
 
-/// The machine's settings file in `dir`, if there is one.
-pub fn machine_file(dir: &Path) -> Option<PathBuf> {
-    FILES.iter().map(|name| dir.join(name)).find(|path| path.is_file())
+/// Where settings of the machine in `dir` may stand; at most one of them is there.
+pub fn machine_files(dir: &Path) -> [PathBuf; 4] {
+    FILES.map(|name| dir.join(name))
 }
 
 /// Reads and merges all layers for the machine in `dir`. The tree tells where each value came from.
@@ -307,7 +307,8 @@ fn read_settings(dir: &Path, value: &Value, reader: &mut Reader<'_>) -> Option<S
     let reload = reader.section(&mut root, "reload", |reader, fields| {
         let debounce = reader.get(fields, "reload", "debounce");
         let poll = reader.get(fields, "reload", "poll");
-        Some(ReloadSettings { debounce: debounce?, poll: poll? })
+        let probation = reader.get(fields, "reload", "probation");
+        Some(ReloadSettings { debounce: debounce?, poll: poll?, probation: probation? })
     });
     let resources = reader.section(&mut root, "resources", |reader, fields| {
         let [memory, disk, files, gpu_memory, hysteresis] = ["memory", "disk", "files", "gpu_memory", "hysteresis"]

@@ -3,12 +3,14 @@
 
 mod document;
 mod layers;
+mod live;
 mod model;
 mod origin;
 mod redis_address;
 mod secret;
 
-pub use layers::{Overrides, load, machine_file};
+pub use layers::{Overrides, load, machine_files};
+pub use live::SettingChange;
 pub use model::{
     BlobSettings, ConnectorSettings, HttpSettings, LogSettings, MachineSettings, QueueBackend, QueueSettings,
     ReloadSettings, ResourceSettings, Settings, ShutdownSettings,

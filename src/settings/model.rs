@@ -75,6 +75,8 @@ pub struct HttpSettings {
 pub struct ReloadSettings {
     pub debounce: Seconds,
     pub poll: Seconds,
+    /// Zero: no edit is rolled back.
+    pub probation: Seconds,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]

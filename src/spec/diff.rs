@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use serde::Serialize;
 use serde_json::Value;
 
@@ -28,6 +30,15 @@ pub enum Change {
     Added,
     Removed,
     Changed(Vec<String>),
+}
+
+/// The services of the new generation that a change may hurt.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Affected {
+    /// A new process is due.
+    pub fresh: BTreeSet<Name>,
+    /// Updated in place, or they need what is touched, directly or not.
+    pub others: BTreeSet<Name>,
 }
 
 /// Fields that a running process cannot take over.
@@ -72,6 +83,31 @@ impl Diff {
         diff
     }
 
+    /// What of `new`, which this diff leads to, it touches.
+    pub fn affected(&self, new: &MachineSpec) -> Affected {
+        let mut affected = Affected::default();
+        for (name, change) in &self.services {
+            match change {
+                ServiceChange::Added | ServiceChange::Restarted(_) => drop(affected.fresh.insert(name.clone())),
+                ServiceChange::Updated(_) => drop(affected.others.insert(name.clone())),
+                ServiceChange::Removed => {}
+            }
+        }
+        let mut grown = true;
+        while grown {
+            grown = false;
+            for service in &new.services {
+                let touched = |name: &Name| affected.fresh.contains(name) || affected.others.contains(name);
+                let needs = service.waits_for(new);
+                if !touched(&service.name) && needs.iter().any(|need| touched(&need.service)) {
+                    affected.others.insert(service.name.clone());
+                    grown = true;
+                }
+            }
+        }
+        affected
+    }
+
     pub fn is_empty(&self) -> bool {
         self.services.is_empty() && self.workers.is_empty()
     }
@@ -102,6 +138,26 @@ fn differing_fields(old: &Value, new: &Value) -> Vec<String> {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn whoever_needs_what_is_touched_is_affected() {
+        let spec = |version: &str| {
+            let services = json!([
+                { "name": "db", "command": ["x", version] },
+                { "name": "api", "command": "x", "needs": ["db"] },
+                { "name": "web", "command": "x", "needs": ["api:started"] },
+                { "name": "other", "command": "x" },
+            ]);
+            MachineSpec::check(services.as_array().unwrap(), &[], &[]).unwrap()
+        };
+        let (old, new) = (spec("1"), spec("2"));
+        let affected = Diff::between(&old, &new).affected(&new);
+        let names = |set: &BTreeSet<Name>| set.iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(
+            (names(&affected.fresh), names(&affected.others)),
+            (vec!["db".into()], vec!["api".into(), "web".into()])
+        );
+    }
 
     #[test]
     fn only_what_differs_is_named_and_only_what_must_is_restarted() {

@@ -17,7 +17,7 @@ mod stop;
 mod worker;
 
 pub use capabilities::{Capabilities, Hardware};
-pub use diff::{Change, Diff, ServiceChange};
+pub use diff::{Affected, Change, Diff, ServiceChange};
 pub use fields::{FieldProblem, Fields};
 pub use graph::{Cycle, start_order};
 pub use instances::GpuRef;

@@ -29,7 +29,7 @@ use super::state::{Action, After, Event, Lifecycle, State};
 use super::status::{Desired, ServiceState, ServiceStatus, ServicesStatus};
 use crate::base::{ByteSize, Name, Timestamp};
 use crate::host::process::{ExecSetup, Exit, Hurry, Lineage, Processes, SpawnSpec, Stdin, row};
-use crate::host::{self, Cgroup, CgroupLimits, Cgroups, FileWatcher};
+use crate::host::{self, Cgroup, CgroupLimits, Cgroups, FileWatcher, Known};
 use crate::spec::{
     Condition, Diff, DrainTarget, Kind, LogFileFormat, MachineSpec, Need, ProbeKind, ProbeTarget, ServiceChange,
     ServiceSpec, StopSignal,
@@ -389,7 +389,7 @@ impl Supervisor {
             return;
         }
         let cwd = directory_of(&self.config, &service.spec);
-        let files: BTreeSet<PathBuf> = service.spec.watch.iter().map(|path| cwd.join(path)).collect();
+        let files = service.spec.watch.iter().map(|path| (cwd.join(path), Known::Now)).collect();
         let stop = CancellationToken::new();
         service.watch = Some(stop.clone());
         let (sender, name) = (self.sender.clone(), name.clone());

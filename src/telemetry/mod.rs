@@ -10,4 +10,4 @@ mod tracing_setup;
 pub use event::{Event, Level, Observed};
 pub use event_log::{EventLog, EventLogReader, Lagged};
 pub use published::Published;
-pub use tracing_setup::{LogFormat, init_tracing};
+pub use tracing_setup::{LogFormat, LogLevel, init_tracing};

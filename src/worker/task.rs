@@ -1,5 +1,6 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -62,6 +63,9 @@ struct Shared {
     config: WorkerConfig,
     connector: Mutex<Arc<dyn Connector>>,
     slots: Mutex<u32>,
+    capabilities: Mutex<Capabilities>,
+    /// The queue knows other capabilities.
+    outdated: AtomicBool,
     running: Mutex<BTreeMap<JobId, Running>>,
     status: Published<WorkerStatus>,
     changed: Notify,
@@ -110,6 +114,8 @@ impl Worker {
         let shared = Arc::new(Shared {
             connector: Mutex::new(Arc::clone(&config.connector)),
             slots: Mutex::new(config.slots),
+            capabilities: Mutex::new(config.capabilities.clone()),
+            outdated: AtomicBool::new(false),
             running: Mutex::default(),
             status: Published::new(status),
             changed: Notify::new(),
@@ -152,6 +158,13 @@ impl WorkerHandle {
         self.shared.publish();
     }
 
+    /// What it can do from now on; jobs in flight are not asked about it.
+    pub fn set_capabilities(&self, capabilities: Capabilities) {
+        *lock(&self.shared.capabilities) = capabilities;
+        self.shared.outdated.store(true, Ordering::Relaxed);
+        self.shared.wake.notify_one();
+    }
+
     /// Claims no more. At `deadline` jobs that still run are told to stop and released, no attempt charged. A later call
     /// can only bring the deadline forward.
     pub fn drain(&self, deadline: Instant) {
@@ -189,10 +202,12 @@ impl Shared {
                 }
                 checked = Some(Instant::now());
             }
-            if !registered {
-                match self.config.broker.register(&self.config.registration, &self.config.capabilities).await {
+            if self.outdated.swap(false, Ordering::Relaxed) || !registered {
+                let capabilities = lock(&self.capabilities).clone();
+                match self.config.broker.register(&self.config.registration, &capabilities).await {
                     Ok(()) => registered = true,
                     Err(cause) => {
+                        self.outdated.store(true, Ordering::Relaxed);
                         self.set_state(WorkerState::Disconnected, Some(cause.to_string()));
                         self.pause(CHECK_FAILING, &mut ready).await;
                         continue;
