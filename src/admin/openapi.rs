@@ -10,7 +10,7 @@ use super::routes::routes;
 use crate::base::Name;
 use crate::queue::JobId;
 
-/// The OpenAPI document of the HTTP API: every route of the router, since both are made of the same table, with schemas made
+/// The `OpenAPI` document of the HTTP API: every route of the router, since both are made of the same table, with schemas made
 /// of the types that are read and written.
 pub fn openapi() -> Value {
     document(&routes())

@@ -40,7 +40,7 @@ impl Method {
     }
 }
 
-/// A method on a path: what answers it, and all that is said of it. The router, the OpenAPI document and the list at `/` are
+/// A method on a path: what answers it, and all that is said of it. The router, the `OpenAPI` document and the list at `/` are
 /// made of these and of nothing else.
 pub(super) struct Route {
     pub method: Method,

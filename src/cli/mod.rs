@@ -75,7 +75,7 @@ enum Command {
     Reload(machine::ReloadArgs),
     /// Finish running jobs, stop services, exit.
     Drain,
-    /// Print the HTTP API as an OpenAPI document.
+    /// Print a description of the HTTP API for programs.
     Openapi,
     /// Serve a directory over HTTP.
     FileServer(file_server::FileServerArgs),

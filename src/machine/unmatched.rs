@@ -116,11 +116,11 @@ mod tests {
             unmatched.look(classes, at(seconds)).iter().map(|class| class.class.clone()).collect()
         };
         let none: [String; 0] = [];
-        assert_eq!(told(&[a.clone()], 0), none, "a worker may come yet");
-        assert_eq!(told(&[a.clone()], 4), none);
+        assert_eq!(told(std::slice::from_ref(&a), 0), none, "a worker may come yet");
+        assert_eq!(told(std::slice::from_ref(&a), 4), none);
         assert_eq!(told(&[a.clone(), b.clone()], 5), ["a"]);
         assert_eq!(told(&[a.clone(), b.clone()], 10), ["b"], "each once");
-        assert_eq!(told(&[b.clone()], 15), none);
+        assert_eq!(told(std::slice::from_ref(&b), 15), none);
         assert_eq!(told(&[a.clone(), b.clone()], 20), none, "somebody matched it meanwhile");
         assert_eq!(told(&[a, b], 25), ["a"]);
     }
