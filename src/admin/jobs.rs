@@ -201,8 +201,10 @@ pub(super) async fn socket(
     let upgrade = upgrade.map_err(|cause| {
         ApiError::upgrade_required(cause.body_text()).help("connect with a WebSocket client, or GET /jobs/{id}/events")
     })?;
+    let sockets = deps.sockets.clone();
     let mut follow = Follow { deps, id, cursor, pending, ended: false };
-    Ok(upgrade.on_upgrade(move |mut socket| async move {
+    Ok(upgrade.on_upgrade(move |mut socket| {
+        sockets.track_future(async move {
         let mut alive = tokio::time::interval(ALIVE);
         loop {
             let message = tokio::select! {
@@ -226,6 +228,7 @@ pub(super) async fn socket(
         let (code, reason) =
             if follow.ended { (close_code::NORMAL, "") } else { (close_code::RESTART, "the machine stops") };
         let _ = socket.send(Message::Close(Some(CloseFrame { code, reason: reason.into() }))).await;
+    })
     }))
 }
 

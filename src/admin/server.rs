@@ -10,6 +10,7 @@ use serde::Deserialize;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::error::{ApiError, Done};
 use super::extract::Query;
@@ -35,6 +36,8 @@ pub struct AdminDeps {
     pub loopback: bool,
     /// Fires when the server is to end; streams end with it.
     pub shutdown: CancellationToken,
+    /// Sockets of web clients, which the server does not wait for by itself.
+    pub sockets: TaskTracker,
 }
 
 /// A bulk submission of a hundred thousand jobs.
@@ -52,11 +55,17 @@ fn router(deps: AdminDeps) -> Router {
 
 /// Answers until `shutdown` fires.
 pub async fn serve(listener: TcpListener, deps: AdminDeps) -> std::io::Result<()> {
-    let shutdown = deps.shutdown.clone();
+    let (shutdown, sockets) = (deps.shutdown.clone(), deps.sockets.clone());
     let ended = shutdown.clone();
     let server = axum::serve(listener, router(deps)).with_graceful_shutdown(ended.cancelled_owned()).into_future();
+    let all = async {
+        let outcome = server.await;
+        sockets.close();
+        sockets.wait().await;
+        outcome
+    };
     tokio::select! {
-        outcome = server => outcome,
+        outcome = all => outcome,
         () = async { shutdown.cancelled().await; tokio::time::sleep(LAST_REQUESTS).await } => Ok(()),
     }
 }

@@ -106,6 +106,7 @@ pub async fn run(
         token: settings.http.token.clone(),
         loopback: bound.ip().is_loopback(),
         shutdown: shutdown.clone(),
+        sockets: TaskTracker::new(),
     };
     let server = tokio::spawn(serve(listener, admin));
 
