@@ -151,18 +151,11 @@ impl Client {
                 return Ok(());
             }
             match self.submitted(answer, &classes, 0).await {
-                Ok(Some(_)) => {}
-                // A class was new: the same again.
-                Ok(None) => continue,
-                Err(BrokerError::Refused { index: 0, why }) => {
-                    self.refuse_entry(first, &why).await?;
-                    continue;
-                }
+                // They are queued; or a class was new, and they come again.
+                Ok(_) => {}
+                Err(BrokerError::Refused { index: 0, why }) => self.refuse_entry(first, &why).await?,
                 // Those before it go first, by themselves.
-                Err(BrokerError::Refused { index, .. }) => {
-                    self.ingest_first(&entries, &jobs, index).await?;
-                    continue;
-                }
+                Err(BrokerError::Refused { index, .. }) => self.ingest_first(&entries, &jobs, index).await?,
                 Err(cause) => return Err(cause),
             }
         }

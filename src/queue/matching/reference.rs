@@ -138,7 +138,10 @@ fn same(one: &Value, other: &Value) -> bool {
         // A whole number is not the same as a fraction: 1 and 1.0 differ.
         (Value::Number(one), Value::Number(other)) => match (one.as_i128(), other.as_i128()) {
             (Some(one), Some(other)) => one == other,
-            (None, None) => one.as_f64().zip(other.as_f64()).is_some_and(|(one, other)| one <= other && one >= other),
+            (None, None) => one
+                .as_f64()
+                .zip(other.as_f64())
+                .is_some_and(|(one, other)| one.partial_cmp(&other).is_some_and(std::cmp::Ordering::is_eq)),
             _ => false,
         },
         (Value::Array(one), Value::Array(other)) => {
@@ -160,7 +163,7 @@ fn test_holds(test: &LabelTest, labels: &BTreeMap<String, Value>, label: &str) -
         LabelTest::Equals(wanted) => value.is_some_and(|value| same(value, wanted)),
         LabelTest::AnyOf(wanted) => value.is_some_and(|value| wanted.iter().any(|wanted| same(value, wanted))),
         LabelTest::AtLeast(least) => match value {
-            Some(Value::Number(number)) => number.as_f64().is_some_and(|number| number > *least || number == *least),
+            Some(Value::Number(number)) => number.as_f64().is_some_and(|number| number >= *least),
             _ => false,
         },
     }
@@ -168,7 +171,7 @@ fn test_holds(test: &LabelTest, labels: &BTreeMap<String, Value>, label: &str) -
 
 fn reference(class: &Class, name: &str, worker: &Capabilities) -> bool {
     let want = &class.requirement;
-    let enough = |least: f64, has: f64| !least.is_nan() && !has.is_nan() && (has > least || has == least);
+    let enough = |least: f64, has: f64| !least.is_nan() && !has.is_nan() && has >= least;
     let mut objections = Vec::new();
     let mut objects = |holds: bool, what: &'static str| {
         if !holds {

@@ -43,7 +43,7 @@ impl Simulation {
             expected.entry(key).or_default().insert(id.clone(), score);
         }
         let mut keys: BTreeSet<String> = ["d", "b", "r", "f:c", "f:f", "f:x"].map(str::to_owned).into();
-        keys.extend(data.keys_with_prefix("c:").iter().map(|key| key.to_string()));
+        keys.extend(data.keys_with_prefix("c:").iter().map(ToString::to_string));
         keys.extend(expected.keys().cloned());
         for key in keys {
             let found: BTreeMap<String, u64> =
@@ -92,7 +92,7 @@ impl Simulation {
         for (scope, class) in data.keys_with_prefix("pk:").iter().flat_map(|key| {
             data.sorted_iter(key, false).map(move |(class, _)| (key[3..].to_owned(), class.to_string()))
         }) {
-            assert_eq!(data.hash("pb").and_then(|held| held.get(&*class)).map(|by| by.to_string()), Some(scope));
+            assert_eq!(data.hash("pb").and_then(|held| held.get(&*class)).map(ToString::to_string), Some(scope));
         }
     }
 }

@@ -47,8 +47,8 @@ impl Simulation {
         let model = Model { now: 1_700_000_000_000, workers, ..Model::default() };
         let mut this =
             Self { functions, random: StdRng::seed_from_u64(seed), model, ids: 0, fence: 0, claims: 0, steps: 0 };
-        for worker in 0..WORKERS {
-            this.model.workers[worker].abilities = ABILITIES[worker];
+        for (worker, abilities) in ABILITIES.into_iter().enumerate() {
+            this.model.workers[worker].abilities = abilities;
             this.register(worker);
         }
         this

@@ -90,7 +90,7 @@ impl Simulation {
 
     pub(super) fn submit(&mut self) {
         let mut orders: Vec<Order> = Vec::new();
-        for _ in 0..1 + self.below(3) {
+        for _ in 0..=self.below(3) {
             let order = self.order(&orders);
             orders.push(order);
         }
