@@ -4,7 +4,7 @@
 //! [`world`] says what kinds of job and worker there are, [`model`] what the queue promises of them ([`turns`], [`limits`]);
 //! [`submitting`], [`claiming`], [`ending`] and [`living`] take steps on both, [`check`] compares them.
 //!
-//! `SIMULATION_SCHEDULES` (default 40, of 100 steps each) and `SIMULATION_SEED` set how many and which.
+//! `SIMULATION_SCHEDULES` (default 40, of 100 steps each) and `SIMULATION_SEED` (default 1) set how many and which.
 
 mod cases;
 mod check;
@@ -141,7 +141,7 @@ impl Simulation {
 fn every_schedule_keeps_every_promise() {
     let setting = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let schedules = setting("SIMULATION_SCHEDULES").unwrap_or(40);
-    let first = setting("SIMULATION_SEED").unwrap_or_else(|| rand::random::<u64>() >> 16);
+    let first = setting("SIMULATION_SEED").unwrap_or(1);
     let mut claims = 0;
     for seed in first..first + schedules {
         let outcome = std::panic::catch_unwind(|| {
