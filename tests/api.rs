@@ -229,6 +229,8 @@ async fn every_answer_is_what_the_document_says() {
         api.get(path).await;
     }
     api.get("/events?after=2").await;
+    assert_eq!(api.get(&format!("/events?after={}", u64::MAX)).await["events"], json!([]));
+    assert_eq!(api.get(&format!("/services/echo/logs?after={}", u64::MAX)).await["lines"], json!([]));
     api.get("/services").await;
     let services = api.get("/services?usage").await;
     assert!(services["services"][0]["usage"]["processes"].as_u64() > Some(0), "{services}");
@@ -286,6 +288,8 @@ async fn every_answer_is_what_the_document_says() {
         api.get(&format!("/jobs/{id}")).await;
         api.get(&format!("/jobs/{id}/events")).await;
         api.get(&format!("/jobs/{id}/explain")).await;
+        let beyond = api.get(&format!("/jobs/{id}/events?after={}", u64::MAX)).await;
+        assert_eq!(beyond["events"], json!([]));
     }
     for state in ["blocked", "delayed", "pending", "running", "completed", "failed", "cancelled"] {
         api.get(&format!("/jobs?state={state}&limit=3&offset=0")).await;
@@ -303,6 +307,8 @@ async fn every_answer_is_what_the_document_says() {
         ("/queue/pause", json!({}), 400),
         ("/queue/pause?scope=odd", json!({}), 400),
         ("/queue/limits?scope=service:steps", json!({ "max": 1 }), 400),
+        ("/queue/limits?scope=service:steps", json!([null, null]), 400),
+        ("/batches", json!([[], null]), 400),
         ("/queue/schedules", json!({}), 400),
         ("/queue/schedules", json!({ "name": "n", "cron": "never", "job": { "service": "s" } }), 422),
         ("/services/none/start", json!({}), 404),

@@ -33,6 +33,15 @@ impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T>
 /// The whole body, within the limit.
 pub(super) struct Body(pub Bytes);
 
+/// Reads a type that is an object in JSON. By itself serde takes the list of its fields' values for it as well, which nobody means.
+pub(super) fn object<T: DeserializeOwned>(json: &[u8]) -> Result<T, serde_json::Error> {
+    let first = json.iter().find(|byte| !byte.is_ascii_whitespace());
+    if first == Some(&b'[') {
+        return Err(serde::de::Error::custom("an object is wanted, this is a list"));
+    }
+    serde_json::from_slice(json)
+}
+
 impl<S: Send + Sync> FromRequest<S> for Body {
     type Rejection = ApiError;
 

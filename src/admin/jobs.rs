@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::auth;
 use super::error::ApiError;
-use super::extract::{Body, Path, Query};
+use super::extract::{Body, Path, Query, object};
 use super::server::AdminDeps;
 use super::services::{last_event_id, wants_stream};
 use crate::queue::{DependencyPolicy, Explanation, Job, JobEvent, JobFilter, JobId, JobState, Submission, Submitted};
@@ -104,7 +104,7 @@ fn read_json(body: &[u8]) -> Result<Vec<Submission>, ApiError> {
     let read = if array {
         serde_json::from_slice::<Vec<Submission>>(body)
     } else {
-        serde_json::from_slice::<Submission>(body).map(|one| vec![one])
+        object::<Submission>(body).map(|one| vec![one])
     };
     read.map_err(|cause| {
         ApiError::bad_request(format!("not a job: {cause}"))
@@ -117,8 +117,7 @@ fn read_lines(body: &[u8]) -> Result<Vec<Submission>, ApiError> {
     let filled = lines.filter(|(_, line)| !line.trim_ascii().is_empty());
     filled
         .map(|(number, line)| {
-            serde_json::from_slice(line)
-                .map_err(|cause| ApiError::bad_request(format!("line {}: not a job: {cause}", number + 1)))
+            object(line).map_err(|cause| ApiError::bad_request(format!("line {}: not a job: {cause}", number + 1)))
         })
         .collect()
 }
@@ -160,7 +159,7 @@ pub(super) async fn submit_batch(
     State(deps): State<AdminDeps>,
     Body(body): Body,
 ) -> Result<(StatusCode, Json<BatchSubmitted>), ApiError> {
-    let batch: Batch = serde_json::from_slice(&body).map_err(|cause| {
+    let batch: Batch = object(&body).map_err(|cause| {
         ApiError::bad_request(format!("not a batch: {cause}")).help("send {\"jobs\": [...], \"callback\": {...}}")
     })?;
     let mut jobs = batch.jobs;

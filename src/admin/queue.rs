@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::error::ApiError;
-use super::extract::{Body, Path, Query};
+use super::extract::{Body, Path, Query, object};
 use super::server::AdminDeps;
 use crate::base::{Name, Seconds, Timestamp};
 use crate::queue::{
@@ -165,7 +165,7 @@ pub(super) async fn set_limit(
     Query(query): Query<ScopeQuery>,
     Body(body): Body,
 ) -> Result<Json<LimitNow>, ApiError> {
-    let limit: Limit = serde_json::from_slice(&body).map_err(|cause| {
+    let limit: Limit = object(&body).map_err(|cause| {
         ApiError::bad_request(format!("not a limit: {cause}"))
             .help("send {\"max_running\": 4, \"per_second\": 2.5, \"burst\": 5, \"paused\": false}, or {} to lift it")
     })?;
@@ -214,7 +214,7 @@ pub(super) async fn put_schedule(
     State(deps): State<AdminDeps>,
     Body(body): Body,
 ) -> Result<Json<ScheduleNext>, ApiError> {
-    let schedule: JobSchedule = serde_json::from_slice(&body).map_err(|cause| {
+    let schedule: JobSchedule = object(&body).map_err(|cause| {
         ApiError::bad_request(format!("not a schedule: {cause}"))
             .help("send {\"name\": \"nightly\", \"cron\": \"30 4 * * *\", \"job\": {\"service\": ...}}")
     })?;

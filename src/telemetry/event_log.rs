@@ -92,9 +92,10 @@ impl EventLogReader {
     pub fn take(&mut self, limit: usize) -> (Vec<Arc<Event>>, Option<Lagged>) {
         let ring = self.log.lock();
         let oldest = ring.events.front().map_or(ring.next_seq, |event| event.seq);
-        let missed = oldest.saturating_sub(self.cursor + 1);
+        let next = self.cursor.saturating_add(1);
+        let missed = oldest.saturating_sub(next);
         let lagged = (self.cursor > 0 && missed > 0).then_some(Lagged { missed });
-        let skip = usize::try_from((self.cursor + 1).saturating_sub(oldest)).unwrap_or(usize::MAX);
+        let skip = usize::try_from(next.saturating_sub(oldest)).unwrap_or(usize::MAX);
         let events: Vec<_> = ring.events.iter().skip(skip).take(limit).cloned().collect();
         drop(ring);
         if let Some(last) = events.last() {
@@ -133,6 +134,8 @@ mod tests {
         let (events, lagged) = log.reader(1).take(10);
         assert_eq!(lagged, Some(Lagged { missed: 1 }));
         assert_eq!(events.iter().map(|e| e.seq).collect::<Vec<_>>(), [3, 4, 5]);
+
+        assert_eq!(log.reader(u64::MAX).take(10).1, None, "a cursor from nowhere gets nothing");
 
         let mut reader = log.reader(5);
         assert!(reader.take(10).0.is_empty());
