@@ -114,7 +114,11 @@ impl Machine {
     }
 
     pub fn wait(&self, what: &str, condition: impl Fn(&Value) -> bool) -> Value {
-        let deadline = Instant::now() + LIMIT;
+        self.wait_within(LIMIT, what, condition)
+    }
+
+    pub fn wait_within(&self, limit: Duration, what: &str, condition: impl Fn(&Value) -> bool) -> Value {
+        let deadline = Instant::now() + limit;
         loop {
             let status = self.status();
             match status {
