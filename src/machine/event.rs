@@ -34,8 +34,8 @@ pub enum Event {
     ReloadBuilt(Result<Box<Generation>, Refused>),
     /// A generation is live from now on, and on probation where it touched something.
     WentLive(Trial, Limits, Vec<Asker>),
-    /// A reload changed nothing.
-    Unchanged(Vec<Asker>),
+    /// A reload led to what runs already, or to what was rolled back: no commit, by the hash of the files.
+    Unchanged(String, Vec<Asker>),
     /// The generation before is live again; statuses of services know of it from this revision on.
     RolledBack(u64, Limits),
     StopWanted(StopCause, Option<oneshot::Sender<ControlReply>>),

@@ -42,8 +42,12 @@ pub struct Machine {
     /// What is wrong with the services now.
     services: ServicesSummary,
     latest: Arc<ServicesStatus>,
+    /// One that came while something went live.
+    news: Option<Arc<ServicesStatus>>,
     /// Statuses of services before this revision tell of a generation that is over.
     known_from: u64,
+    /// Something goes live just now: until it is known what, no status counts.
+    going_live: bool,
     workers: BTreeMap<Name, WorkerStatus>,
     queue_lost: Option<QueueLost>,
     shortage: Option<Shortage>,
@@ -131,9 +135,11 @@ struct ServicesSummary {
 #[derive(Debug)]
 pub enum Effect {
     Build(ReloadCause),
-    /// Answered with [`Event::WentLive`] or [`Event::Unchanged`], unless it is refused.
+    /// Answered with [`Event::WentLive`] or [`Event::Unchanged`].
     Commit(Box<Generation>, Vec<Asker>),
     Reject(Refused, Vec<Asker>),
+    /// Files of this hash led to no new generation.
+    TellUnchanged(String, Vec<Asker>),
     /// The generation that runs is good: there is no way back behind it.
     Pass {
         generation: u64,
@@ -171,7 +177,9 @@ impl Machine {
             startup_ended: false,
             services: ServicesSummary::default(),
             latest: Arc::default(),
+            news: None,
             known_from: 0,
+            going_live: false,
             workers: BTreeMap::new(),
             queue_lost: None,
             shortage: None,
@@ -186,7 +194,7 @@ impl Machine {
     pub fn handle(&mut self, event: Event, now: Instant) -> Vec<Effect> {
         let mut effects = Vec::new();
         match event {
-            Event::Services(status) => self.services_are(status),
+            Event::Services(status) => self.news = Some(status),
             Event::Workers(workers) => self.workers = workers,
             Event::Deadline => {}
             Event::Queue(Ok(())) => self.queue_lost = None,
@@ -210,14 +218,21 @@ impl Machine {
             Event::ReloadWanted(cause, reply) => self.want_reload(cause, reply, &mut effects),
             Event::ReloadBuilt(outcome) => self.reload_built(outcome, &mut effects),
             Event::WentLive(trial, limits, askers) => self.went_live(trial, limits, askers, now, &mut effects),
-            Event::Unchanged(askers) => self.unchanged(askers, &mut effects),
+            Event::Unchanged(hash, askers) => self.unchanged(hash, askers, &mut effects),
             Event::RolledBack(revision, limits) => {
+                self.going_live = false;
                 self.known_from = revision;
                 self.limits = limits;
             }
             Event::StopWanted(cause, reply) => self.want_stop(&cause, reply, now, &mut effects),
             Event::WorkersStopped => self.workers_stopped(now, &mut effects),
             Event::ServicesStopped => self.services_stopped(&mut effects),
+        }
+        if !self.going_live
+            && let Some(status) = self.news.take_if(|status| status.revision >= self.known_from)
+        {
+            self.services = summarize(&status);
+            self.latest = status;
         }
         self.settle(now, &mut effects);
         effects
@@ -280,15 +295,14 @@ impl Machine {
         self.enter(state, reason, effects);
     }
 
-    fn services_are(&mut self, status: Arc<ServicesStatus>) {
-        if status.revision >= self.known_from {
-            self.services = summarize(&status);
-            self.latest = status;
-        }
+    /// The latest status tells of the generation that runs.
+    fn knows_services(&self) -> bool {
+        !self.going_live && self.latest.revision >= self.known_from
     }
 
     fn went_live(&mut self, trial: Trial, limits: Limits, askers: Vec<Asker>, now: Instant, effects: &mut Vec<Effect>) {
         self.limits = limits;
+        self.going_live = false;
         self.known_from = trial.revision;
         self.askers.extend(askers);
         let generation = trial.generation;
@@ -302,16 +316,17 @@ impl Machine {
         }
     }
 
-    fn unchanged(&mut self, askers: Vec<Asker>, effects: &mut Vec<Effect>) {
+    fn unchanged(&mut self, hash: String, askers: Vec<Asker>, effects: &mut Vec<Effect>) {
+        self.going_live = false;
         let wait = self.probation.is_some();
         let (waiting, at_once) = askers.into_iter().partition(|asker: &Asker| wait && asker.verdict);
         self.askers.extend(waiting);
-        effects.push(Effect::Reply(replies(at_once), Ok("nothing has changed".to_owned())));
+        effects.push(Effect::TellUnchanged(hash, at_once));
     }
 
     /// What becomes of the generation that is on probation.
     fn judge(&mut self, now: Instant, effects: &mut Vec<Effect>) {
-        if self.latest.revision < self.known_from {
+        if !self.knows_services() {
             return;
         }
         let Some(probation) = &mut self.probation else { return };
@@ -327,7 +342,7 @@ impl Machine {
             Verdict::Failed(faults) => {
                 self.probation = None;
                 // What is known of the services is of the generation that goes.
-                self.known_from = u64::MAX;
+                self.going_live = true;
                 self.services.fatal = None;
                 effects.push(Effect::RollBack(faults, std::mem::take(&mut self.askers)));
             }
@@ -462,7 +477,10 @@ impl Machine {
         let Reload::Building { askers, next } = std::mem::take(&mut self.reload) else { return };
         if self.ending == Ending::No {
             effects.push(match outcome {
-                Ok(generation) => Effect::Commit(generation, askers),
+                Ok(generation) => {
+                    self.going_live = true;
+                    Effect::Commit(generation, askers)
+                }
                 Err(refused) => Effect::Reject(refused, askers),
             });
         } else {

@@ -338,11 +338,25 @@ fn who_waits_for_the_verdict_of_what_is_live_already_waits_with_the_others() {
     let now = Instant::now();
     let (mut machine, _answer) = on_probation(now);
     let asker = |verdict| Asker { reply: oneshot::channel().0, verdict };
-    let effects = machine.handle(Event::Unchanged(vec![asker(true), asker(false)]), now);
-    let Effect::Reply(replies, _) = &effects[0] else { panic!("{effects:?}") };
+    let effects = machine.handle(Event::Unchanged("hash".into(), vec![asker(true), asker(false)]), now);
+    let Effect::TellUnchanged(_, replies) = &effects[0] else { panic!("{effects:?}") };
     assert_eq!((replies.len(), machine.askers.len()), (1, 2));
     let effects = machine.handle(Event::StopWanted(StopCause::Request, None), now);
     assert!(effects.iter().any(|e| matches!(e, Effect::Reply(replies, Err(_)) if replies.len() == 2)), "{effects:?}");
+}
+
+/// An edit that is committed while the one before it fails is judged for itself.
+#[test]
+fn what_fails_while_the_next_edit_goes_live_is_not_held_against_it() {
+    let now = Instant::now();
+    let (mut machine, _answer) = on_probation(now);
+    machine.going_live = true;
+    let failed = vec![service("web", ServiceState::Failed, true, Some(Exit::Code(3)))];
+    assert_eq!(names_of(&machine.handle(at_revision(1, failed), now)), Vec::<String>::new());
+    machine.handle(Event::WentLive(trial(2), limits(), Vec::new()), now);
+    assert!(machine.probation.is_some());
+    machine.handle(at_revision(2, vec![service("web", ServiceState::Ready, true, None)]), now);
+    assert_eq!(machine.state, MachineState::Healthy);
 }
 
 /// What a machine with an edit on probation makes of every event.

@@ -65,6 +65,15 @@ impl Performer {
             Effect::Build(cause) => self.build(cause),
             Effect::Commit(generation, askers) => self.commit(Arc::new(*generation), askers),
             Effect::Reject(refused, askers) => self.reject(refused, None, askers),
+            Effect::TellUnchanged(hash, askers) => match &self.rolled_back {
+                // It was rolled back a moment ago.
+                Some((rolled_back, problems)) if *rolled_back == hash => answer(askers, problems),
+                _ => {
+                    for asker in askers {
+                        let _ = asker.reply.send(Ok("nothing has changed".to_owned()));
+                    }
+                }
+            },
             Effect::Pass { generation, watched } => self.pass(generation, watched),
             Effect::RollBack(faults, askers) => self.roll_back(&faults, askers),
             Effect::Reply(replies, answer) => {
@@ -132,12 +141,14 @@ impl Performer {
         {
             let (problems, seen) = (problems.clone(), generation.seen.clone());
             let rolled_back = self.publisher.generation.rejection.take().and_then(|rejection| rejection.rolled_back);
-            return self.reject(Refused { problems, seen }, rolled_back, askers);
+            self.reject(Refused { problems, seen }, rolled_back, askers);
+            let _ = self.sender.send(Event::Unchanged(generation.hash.clone(), Vec::new()));
+            return;
         }
         self.watcher.set_files(watched(&generation.seen));
         if generation.hash == self.current.hash {
             self.publisher.generation.rejection = None;
-            let _ = self.sender.send(Event::Unchanged(askers));
+            let _ = self.sender.send(Event::Unchanged(generation.hash.clone(), askers));
             return;
         }
         let trial = self.trial(&generation);

@@ -150,6 +150,8 @@ impl WorkerHandle {
     pub fn replace_connector(&self, connector: Arc<dyn Connector>) {
         *lock(&self.shared.connector) = connector;
         self.shared.recheck.notify_one();
+        // One whose check fails does not wait for its next try.
+        self.shared.wake.notify_one();
     }
 
     pub fn set_slots(&self, slots: u32) {
