@@ -365,6 +365,7 @@ async fn every_answer_is_what_the_document_says() {
     assert!(refused["error"]["problems"][0]["location"]["line"].is_number(), "{refused:#}");
     api.get("/status").await;
     machine.write("machine.rhai", SCRIPT);
+    assert_eq!(api.post("/plan", json!({})).await.0, 200);
     assert_eq!(api.post("/reload", json!({})).await.0, 200);
     assert_eq!(api.post("/drain", json!({})).await.0, 200);
 

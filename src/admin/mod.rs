@@ -8,6 +8,7 @@ mod health;
 mod jobs;
 mod metrics;
 mod openapi;
+mod plan;
 mod queue;
 mod route;
 mod routes;
@@ -17,6 +18,7 @@ mod status;
 
 pub use health::{Check, Health, health_of};
 pub use openapi::openapi;
+pub use plan::ReloadPlan;
 pub use server::{AdminDeps, serve};
 pub use status::{
     Control, ControlReply, GenerationStatus, MachineIdentity, MachineState, MachineStatus, ProbationStatus, Rejection,

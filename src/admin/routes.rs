@@ -3,6 +3,7 @@ use serde_json::json;
 
 use super::error::Done;
 use super::openapi::{listing, openapi};
+use super::plan::ReloadPlan;
 use super::route::{JSON, LINES, Route};
 use super::server;
 use super::status::MachineStatus;
@@ -57,6 +58,11 @@ fn machine() -> Vec<Route> {
             .about("Reads the machine's files again now.")
             .query::<server::ReloadQuery>()
             .json::<Done>(200, "What came of it.")
+            .fails(&[422, 503]),
+        Route::post("/plan", server::plan)
+            .about("What a reload would do; changes nothing.")
+            .query::<server::PlanQuery>()
+            .json::<ReloadPlan>(200, "What would change.")
             .fails(&[422, 503]),
         Route::post("/drain", server::drain)
             .about("Finishes running jobs, stops services, ends the machine.")

@@ -1,4 +1,5 @@
 use std::future::IntoFuture;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,9 +15,11 @@ use tokio_util::task::TaskTracker;
 
 use super::error::{ApiError, Done};
 use super::extract::Query;
+use super::plan::ReloadPlan;
 use super::route;
 use super::routes::routes;
 use super::status::{Control, ControlReply, MachineStatus};
+use crate::base::Problems;
 use crate::queue::Broker;
 use crate::settings::Secret;
 use crate::supervisor::SupervisorHandle;
@@ -85,6 +88,20 @@ pub(super) async fn reload(
     control(&deps, |reply| Control::Reload { verdict: query.wait, reply }).await
 }
 
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PlanQuery {
+    /// A directory on the machine, whose files are taken instead of the machine's own.
+    dir: Option<PathBuf>,
+}
+
+pub(super) async fn plan(
+    deps: axum::extract::State<AdminDeps>,
+    Query(query): Query<PlanQuery>,
+) -> Result<Json<ReloadPlan>, ApiError> {
+    ask(&deps, |reply| Control::Plan { dir: query.dir, reply }).await.map(|plan| Json(*plan))
+}
+
 pub(super) async fn drain(deps: axum::extract::State<AdminDeps>) -> Result<Json<Done>, ApiError> {
     control(&deps, Control::Drain).await
 }
@@ -93,11 +110,15 @@ async fn control(
     deps: &AdminDeps,
     message: impl FnOnce(oneshot::Sender<ControlReply>) -> Control,
 ) -> Result<Json<Done>, ApiError> {
+    ask(deps, message).await.map(|message| Json(Done { message }))
+}
+
+async fn ask<T>(
+    deps: &AdminDeps,
+    message: impl FnOnce(oneshot::Sender<Result<T, Problems>>) -> Control,
+) -> Result<T, ApiError> {
     let (reply, answer) = oneshot::channel();
     let gone = || ApiError::unavailable("the machine is past its end");
     deps.control.send(message(reply)).await.map_err(|_| gone())?;
-    match answer.await.map_err(|_| gone())? {
-        Ok(message) => Ok(Json(Done { message })),
-        Err(problems) => Err(ApiError::refused(problems)),
-    }
+    answer.await.map_err(|_| gone())?.map_err(ApiError::refused)
 }

@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use schemars::JsonSchema;
@@ -7,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::oneshot;
 
+use super::plan::ReloadPlan;
 use crate::base::{Name, Problems, Timestamp};
 use crate::queue::QueueStats;
 use crate::spec::Hardware;
@@ -172,6 +174,8 @@ pub struct Rejection {
 pub enum Control {
     /// Read the machine's files again now; answer when the outcome is live, or only when it has passed its probation.
     Reload { verdict: bool, reply: oneshot::Sender<ControlReply> },
+    /// Tell what a reload would do; of the machine's own files, or of those in another directory.
+    Plan { dir: Option<PathBuf>, reply: oneshot::Sender<Result<Box<ReloadPlan>, Problems>> },
     /// Only answer, as a loop that turns does.
     Ping(oneshot::Sender<()>),
     /// Drain and exit.

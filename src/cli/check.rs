@@ -52,7 +52,7 @@ pub(super) async fn execute(args: CheckArgs, global: &Global) -> Result<ExitCode
 }
 
 /// The same loader as `run`, with nothing started.
-async fn check(dir: &Path, flags: &SettingFlags) -> Result<Result<Generation, Problems>, CliError> {
+pub(super) async fn check(dir: &Path, flags: &SettingFlags) -> Result<Result<Generation, Problems>, CliError> {
     let overrides = flags.overrides()?;
     let settings = match load(dir, &overrides) {
         Ok((settings, _)) => settings,

@@ -9,6 +9,7 @@ Exit codes:
   2   the command line is wrong
   3   no machine answers
   4   the machine refused: not authorised, not found, not valid
+  5   for `plan` against a running machine: a reload would change something
   70  an error of machinist itself
   78  the configuration is wrong
 `run` passes on the exit code of a critical service that was given up (128 + N for signal N).";

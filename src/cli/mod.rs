@@ -9,6 +9,7 @@ mod jobs;
 mod machine;
 mod openapi;
 mod output;
+mod plan;
 mod queue;
 mod run;
 mod services;
@@ -16,7 +17,8 @@ mod step;
 
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use exit::CliError;
 
@@ -39,6 +41,9 @@ pub(crate) struct Global {
     /// Where the machine answers.
     #[arg(long, global = true, env = "MACHINIST_URL", default_value = "http://127.0.0.1:9090")]
     url: String,
+    /// `url` stands on the command line.
+    #[arg(skip)]
+    url_given: bool,
     /// The machine's token, for what changes something.
     #[arg(long, global = true, env = "MACHINIST_TOKEN", hide_env_values = true)]
     token: Option<String>,
@@ -53,6 +58,8 @@ enum Command {
     Run(run::RunArgs),
     /// Tell everything that is wrong with machines, without starting anything.
     Check(check::CheckArgs),
+    /// Tell what would start, or what a reload would change on a running machine, without doing it.
+    Plan(plan::PlanArgs),
     /// Print the merged settings and where each value comes from.
     Config(config::ConfigArgs),
     /// Submit jobs, look at them, wait for them.
@@ -91,8 +98,13 @@ pub fn main() -> ExitCode {
     if std::env::args_os().next().is_some_and(|name| name == EXEC_NAME) {
         return exec_main();
     }
-    let cli = Cli::parse();
-    match execute(cli) {
+    let matches = Cli::command().get_matches();
+    let cli = Cli::from_arg_matches(&matches).map(|mut cli| {
+        let given = |matches: &ArgMatches| matches.value_source("url") == Some(ValueSource::CommandLine);
+        cli.global.url_given = given(&matches) || matches.subcommand().is_some_and(|(_, inner)| given(inner));
+        cli
+    });
+    match execute(cli.unwrap_or_else(|error| error.exit())) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("{error}");
@@ -115,6 +127,7 @@ fn execute(cli: Cli) -> Result<ExitCode, CliError> {
         match cli.command {
             Command::Run(args) => run::execute(args).await,
             Command::Check(args) => check::execute(args, &global).await,
+            Command::Plan(args) => plan::execute(args, &global).await,
             Command::Config(args) => config::execute(&args, &global),
             Command::Jobs(command) => jobs::execute(command, &global).await,
             Command::Queue(command) => queue::execute(command, &global).await,

@@ -234,6 +234,10 @@ async fn event_loop(mut machine: Machine, performer: &mut Performer, mut inputs:
                     let _ = reply.send(());
                     continue;
                 }
+                Control::Plan { dir, reply } => {
+                    performer.plan(dir, reply);
+                    continue;
+                }
                 Control::Reload { verdict, reply } => {
                     Event::ReloadWanted(ReloadCause::Request, Some(Asker { reply, verdict }))
                 }

@@ -9,7 +9,7 @@ use crate::base::{Name, Problem, Problems, did_you_mean};
 use crate::host::process::find_program;
 use crate::host::{Mark, Seen};
 use crate::script::{ConnectorProgram, MachineContext, MachineProgram, ScriptHost};
-use crate::settings::{Overrides, Settings, Tree, load, machine_files};
+use crate::settings::{Origin, Overrides, Settings, Tree, load, machine_files};
 use crate::spec::{DrainTarget, FieldProblem, GpuRef, Kind, MachineSpec, ProbeTarget};
 
 /// One version of a machine's files, compiled, checked and evaluated. Nothing of it runs until it is committed.
@@ -56,6 +56,35 @@ pub struct BuildInputs {
     pub context: MachineContext,
     /// What the running machine was started with; none when nothing runs.
     pub running: Option<Arc<Settings>>,
+}
+
+impl BuildInputs {
+    /// Builds what lies in another directory as if the machine that runs had it. What is derived from a directory's name
+    /// stays what it is.
+    pub fn move_to(&mut self, dir: &Path) {
+        let real = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
+        if let Some(running) = &mut self.running {
+            let derived = [
+                ("machine.type", running.machine.machine_type.to_string()),
+                ("state_dir", running.state_dir.display().to_string()),
+                ("scripts_dir", running.scripts_dir.display().to_string()),
+            ];
+            if let Ok((_, tree)) = load(&real, &self.overrides) {
+                let is_default = |key: &str| {
+                    let path: Vec<String> = key.split('.').map(str::to_owned).collect();
+                    tree.origin(&path).is_some_and(|origin| matches!(origin, Origin::Default))
+                };
+                let kept = derived.into_iter().filter(|(key, _)| is_default(key));
+                self.overrides
+                    .flags
+                    .extend(kept.map(|(key, value)| ("of the machine".to_owned(), key.to_owned(), value)));
+            }
+            Arc::make_mut(running).dir.clone_from(&real);
+        }
+        self.context.dir.clone_from(&real);
+        self.host = self.host.for_directory(real.clone());
+        self.dir = real;
+    }
 }
 
 /// Reads everything again, compiles, evaluates and checks. The loader of `run`, of a reload and of `check`.

@@ -9,6 +9,7 @@ mod events;
 mod generation;
 mod handle;
 mod perform;
+mod plan;
 mod probation;
 mod publish;
 mod resources;

@@ -1,9 +1,10 @@
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use metrics::gauge;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::event::{Asker, Event, ReloadCause};
@@ -13,11 +14,12 @@ use super::events::{
 };
 use super::generation::{BuildInputs, Generation, Refused, SeenFiles, build};
 use super::handle::{Effect, Limits, Machine};
+use super::plan::reload_plan;
 use super::probation::{Fault, Subject, Trial};
 use super::publish::Publisher;
 use super::startup::Timeline;
 use super::workers::Workers;
-use crate::admin::{MachineState, Rejection};
+use crate::admin::{MachineState, Rejection, ReloadPlan};
 use crate::base::{Name, Problem, Problems, Timestamp};
 use crate::host::{FileWatcher, Known, Level, Watched, give_back};
 use crate::queue::QueueStats;
@@ -32,6 +34,8 @@ use crate::worker::WorkerState;
 const LAST_PATIENCE: Duration = Duration::from_secs(6);
 /// Lines of a service that failed its probation, to show with the refusal.
 const LAST_LINES: usize = 10;
+/// Lines that tell what the edit was.
+const EDIT_LINES: usize = 40;
 
 /// Does what `handle` decided. Nothing here waits: what takes time is a task that reports back with an event.
 pub(super) struct Performer {
@@ -123,6 +127,19 @@ impl Performer {
                 }
             }
             let _ = sender.send(Event::RecoveryEnded);
+        });
+    }
+
+    /// Builds without going live, and tells what it would change.
+    pub fn plan(&self, dir: Option<PathBuf>, reply: oneshot::Sender<Result<Box<ReloadPlan>, Problems>>) {
+        let (mut inputs, running, number) = (self.inputs.clone(), Arc::clone(&self.current), self.latest + 1);
+        if let Some(dir) = dir {
+            inputs.move_to(&dir);
+        }
+        tokio::spawn(async move {
+            let plan = build(&inputs, number).await.map(|new| Box::new(reload_plan(&running, &new)));
+            // Whoever asked may have gone.
+            let _ = reply.send(plan.map_err(|refused| refused.problems));
         });
     }
 
@@ -229,8 +246,7 @@ impl Performer {
         let (failed, good) = (Arc::clone(&self.current), Arc::clone(&self.good));
         let mut problems: Vec<Problem> = faults.iter().map(|fault| self.problem_of(fault)).collect();
         if let Some(last) = problems.last_mut() {
-            let changes = describe(&Diff::between(&good.spec, &failed.spec));
-            last.notes.extend(changes.into_iter().map(|change| format!("the edit: {change}")));
+            last.notes.extend(edit_in_words(&good, &failed));
             last.help = Some("change a file; the same edit is not tried again".to_owned());
         }
         let problems = Problems(problems);
@@ -340,6 +356,18 @@ fn answer(askers: Vec<Asker>, problems: &Problems) {
 /// With the contents that were read: whatever differs from them has changed since.
 pub(super) fn watched(seen: &SeenFiles) -> Watched {
     seen.iter().map(|(path, mark)| (path.clone(), Known::Content(*mark))).collect()
+}
+
+/// What the edit was, a line for each field.
+fn edit_in_words(old: &Generation, new: &Generation) -> Vec<String> {
+    let ReloadPlan { files, changes, settings, .. } = reload_plan(old, new);
+    let files = files.iter().map(|file| format!("the edit: file {}", file.display()));
+    let settings = settings.iter().map(|change| format!("the edit: setting {change}"));
+    let steps = changes.services.iter().chain(&changes.workers).flat_map(|step| {
+        let fields = step.fields.iter().map(|field| format!("the edit: {}: {field}", step.name));
+        std::iter::once(format!("the edit: {step}")).chain(fields).collect::<Vec<_>>()
+    });
+    files.chain(settings).chain(steps).take(EDIT_LINES).collect()
 }
 
 fn describe(diff: &Diff) -> Vec<String> {

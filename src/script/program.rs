@@ -22,6 +22,7 @@ use crate::host::process::Processes;
 use crate::spec::FieldProblem;
 use crate::supervisor::SupervisorHandle;
 
+#[derive(Clone)]
 pub struct ScriptHostConfig {
     pub machine_dir: PathBuf,
     pub scripts_dir: PathBuf,
@@ -54,6 +55,12 @@ impl ScriptHost {
     pub fn new(config: ScriptHostConfig) -> Self {
         let runtime = config.runtime.clone();
         Self { deps: Arc::new(Deps { config, runtime }), seen: Seen::default() }
+    }
+
+    /// A host for a machine in another directory.
+    #[must_use]
+    pub fn for_directory(&self, machine_dir: PathBuf) -> Self {
+        Self::new(ScriptHostConfig { machine_dir, ..self.deps.config.clone() })
     }
 
     /// The same host; what it loads is remembered in `seen`, the files that failed or were not there as well.

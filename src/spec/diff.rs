@@ -59,6 +59,11 @@ const NEEDS_NEW_PROCESS: &[&str] = &[
     "detach",
 ];
 
+/// Whether a running process cannot take this field of its service over.
+pub(super) fn needs_new_process(field: &str) -> bool {
+    NEEDS_NEW_PROCESS.contains(&field)
+}
+
 impl Diff {
     pub fn between(old: &MachineSpec, new: &MachineSpec) -> Self {
         let mut diff = Self::default();
@@ -117,7 +122,7 @@ fn changed(old: &ServiceSpec, new: &ServiceSpec) -> Option<ServiceChange> {
     let fields = differing_fields(&serde_json::to_value(old).ok()?, &serde_json::to_value(new).ok()?);
     if fields.is_empty() {
         None
-    } else if fields.iter().any(|field| NEEDS_NEW_PROCESS.contains(&field.as_str())) {
+    } else if fields.iter().any(|field| needs_new_process(field)) {
         Some(ServiceChange::Restarted(fields))
     } else {
         Some(ServiceChange::Updated(fields))
