@@ -509,7 +509,11 @@ function F.submit(a)
         end
       end
       local st = 'p'
-      if need > 0 then call('HSET', P .. 'm:' .. id, 'need', need, 'dp', policy) end
+      if need > 0 then
+        call('HSET', P .. 'm:' .. id, 'need', need, 'dp', policy)
+        -- Also of one that fails at once: it may be tried again by hand, and then waits for the others.
+        if due > now then call('HSET', P .. 'm:' .. id, 'due', num(due)) end
+      end
       if doomed then
         st = 'f'
         count[cid] = count[cid] - 1
@@ -517,7 +521,6 @@ function F.submit(a)
       elseif need > 0 then
         st = 'b'
         call('HSET', P .. 'm:' .. id, 'st', 'b')
-        if due > now then call('HSET', P .. 'm:' .. id, 'due', num(due)) end
         call('ZADD', P .. 'b', num(now), id)
       elseif due > now then
         st = 'd'

@@ -135,3 +135,25 @@ fn who_once_had_a_model_loaded_is_forgotten() {
     }
     assert_eq!(simulation.functions.data.borrow().sorted_len(&format!("wm:{MODEL}")), 1);
 }
+
+#[test]
+fn a_job_that_failed_before_its_time_and_is_tried_again_still_waits_for_it() {
+    let mut simulation = Simulation::new(1);
+    simulation.submit_plain("fails", 0);
+    let (id, fence) = simulation.claim_plain(0).remove(0);
+    let class = Class::of(0).id();
+    simulation.words("move", &[&id, &fence, "f", "", "0", "failed", "null"]);
+    simulation.submit_plain("completes", 0);
+    let due = (simulation.model.now + HOUR).to_string();
+    let mut words = vec![class.as_str(), "", "job", "500", "", class.as_str(), "-", "-", &due, "", "", "", "fail"];
+    words.extend(["2", "fails", "completes", "s 0  null"]);
+    assert_eq!(simulation.words("submit", &words).list().unwrap()[0], Reply::Text("OK".to_owned()));
+    let again = ["job", "f", "p", "", "0", "retried", "null"];
+    assert_eq!(simulation.words("move", &again).list().unwrap()[1], Reply::Text("b".to_owned()));
+    let (id, fence) = simulation.claim_plain(0).remove(0);
+    simulation.words("complete", &[&id, &fence, "1"]);
+    simulation.settle();
+    assert_eq!(simulation.claim_plain(0), []);
+    simulation.model.now += HOUR;
+    assert_eq!(simulation.claim_plain(0)[0].0, "job");
+}
