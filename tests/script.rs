@@ -218,3 +218,36 @@ async fn what_is_thrown_decides() {
         assert!(said.contains(message), "{body}: {said}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn secrets_and_blobs_never_become_data() {
+    let bench = bench();
+    let run = async |body: &str| {
+        let connector = bench.connector(&format!("fn run(job, ctx) {{ {body} }}"));
+        connector.run(job(), run_context(Duration::from_secs(10))).await
+    };
+    let missing = run("secret(\"NO_SUCH_SECRET\")").await.unwrap_err().message;
+    assert!(missing.contains("NO_SUCH_SECRET_FILE"), "{missing}");
+    // Cargo tells tests where the crate is.
+    let name = "CARGO_MANIFEST_DIR";
+    let value = env!("CARGO_MANIFEST_DIR");
+    let shown = run(&format!("let s = secret(\"{name}\"); #{{ s: s, text: `${{s}}`, json: json::stringify([s]), has: has_secret(\"{name}\") }}")).await;
+    let shown = shown.unwrap();
+    assert_eq!(shown, json!({ "s": "[redacted]", "text": "[redacted]", "json": "[\"[redacted]\"]", "has": true }));
+    let env =
+        format!("process::run(#{{ argv: [\"sh\", \"-c\", \"echo $X\"], env: #{{ X: secret(\"{name}\") }} }}).stdout");
+    assert_eq!(run(&env).await.unwrap(), json!(format!("{value}\n")));
+
+    let refused = run("[blob::from_text(\"x\")]").await.unwrap_err();
+    assert_eq!(refused.class, FailureClass::Fatal);
+    assert!(refused.message.contains("blob.save(path) or upload it"), "{}", refused.message);
+    let body = "let blob = blob::from_text(\"hello\"); blob.save(\"a/../x\")";
+    assert!(run(body).await.unwrap_err().message.contains("outside"));
+    let body = "let blob = blob::from_text(\"hello\"); blob.save(\"x\"); let again = blob::open(\"x\"); fs::remove(\"x\");
+        [blob.len, blob.sha256() == crypto::sha256(\"hello\"), again.slice(1, 3).text(), again.base64(), blob.content_type,
+         blob::from_base64(\"data:image/png;base64,aGVsbG8=\").content_type, `${blob}`]";
+    assert_eq!(
+        run(body).await.unwrap(),
+        json!([5, true, "ell", "aGVsbG8=", "text/plain; charset=utf-8", "image/png", "Blob(5 bytes)"])
+    );
+}

@@ -84,6 +84,11 @@ impl Call {
         })
     }
 
+    /// Where it may write: the attempt's own directory, which may not be there yet.
+    pub fn scratch_dir(&self) -> PathBuf {
+        self.work_dir.clone().unwrap_or_else(|| self.deps.config.state_dir.join("work"))
+    }
+
     pub fn sleep(&self, duration: Duration) -> ScriptResult<()> {
         self.wait(async { tokio::time::sleep(duration).await })
     }

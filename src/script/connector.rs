@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::MachineContext;
 use super::api::JobHandle;
 use super::call::Call;
+use super::data::{Secrets, to_json};
 use super::error::failure_of;
 use super::program::Program;
 use crate::base::Name;
@@ -123,7 +124,7 @@ impl Connector for Bound {
         // Scripts that are stopped cannot tidy up.
         let _ = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(work_dir)).await;
         match outcome {
-            Ok(returned) => rhai::serde::from_dynamic(&returned).map_err(|cause| {
+            Ok(returned) => to_json(&returned, Secrets::Redact).map_err(|cause| {
                 let message = format!("{hook}(job, ctx) returned something that is no plain data: {cause}");
                 Failure::new(FailureClass::Fatal, message)
             }),

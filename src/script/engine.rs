@@ -1,7 +1,7 @@
 use rhai::{Dynamic, Engine, OptimizationLevel};
 
 use super::resolver::RootedResolver;
-use super::{api, call, failure};
+use super::{api, call, failure, types};
 
 /// What a program's hooks may do. Both know all primitives, so that one script compiles for both; in a pure hook those
 /// that act refuse to.
@@ -45,6 +45,7 @@ pub(super) fn build(power: Power, resolver: RootedResolver) -> Engine {
     engine.on_print(|text| tracing::info!("script: {text}"));
     engine.on_debug(|text, _, position| tracing::info!("script {position:?}: {text}"));
     failure::register(&mut engine);
+    types::register(&mut engine);
     api::register(&mut engine);
     engine
 }

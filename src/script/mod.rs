@@ -8,15 +8,18 @@ mod api;
 mod call;
 mod connector;
 mod context;
+mod data;
 mod engine;
 mod error;
 mod failure;
 mod hooks;
 mod lint;
 mod locate;
+mod prelude;
 mod program;
 mod resolver;
 mod runner;
+mod types;
 
 pub use connector::{ConnectorContext, ConnectorProgram};
 pub use context::MachineContext;

@@ -69,7 +69,7 @@ fn read(path: &str) -> ScriptResult<Vec<u8>> {
     std::fs::read(&path).map_err(|cause| failed(&path, &cause))
 }
 
-fn readable(path: &str) -> ScriptResult<PathBuf> {
+pub(super) fn readable(path: &str) -> ScriptResult<PathBuf> {
     let call = Call::current()?;
     let config = &call.deps.config;
     let base = call.work_dir.clone().unwrap_or_else(|| config.machine_dir.clone());
@@ -78,9 +78,9 @@ fn readable(path: &str) -> ScriptResult<PathBuf> {
     inside(&base, path, &roots)
 }
 
-fn writable(path: &str) -> ScriptResult<PathBuf> {
+pub(in crate::script) fn writable(path: &str) -> ScriptResult<PathBuf> {
     let call = Call::current()?;
-    let root = call.work_dir.unwrap_or_else(|| call.deps.config.state_dir.join("work"));
+    let root = call.scratch_dir();
     std::fs::create_dir_all(&root).map_err(|cause| failed(&root, &cause))?;
     inside(&root, path, std::slice::from_ref(&root))
 }

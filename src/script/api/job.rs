@@ -7,7 +7,8 @@ use rhai::{Dynamic, Engine};
 use tokio_util::sync::CancellationToken;
 
 use crate::queue::Job;
-use crate::script::call::ScriptResult;
+use crate::script::call::{ScriptResult, error};
+use crate::script::data::{Secrets, to_json};
 use crate::worker::JobSink;
 
 #[derive(Clone)]
@@ -48,7 +49,7 @@ pub(super) fn register(engine: &mut Engine) {
     });
     engine.register_fn("log", |job: &mut JobHandle, line: &str| job.sink.log(line));
     engine.register_fn("save", |job: &mut JobHandle, value: Dynamic| -> ScriptResult<()> {
-        job.sink.save(rhai::serde::from_dynamic(&value)?);
+        job.sink.save(to_json(&value, Secrets::Redact).map_err(error)?);
         Ok(())
     });
     engine.register_fn("cancelled", |job: &mut JobHandle| job.cancel.is_cancelled());

@@ -3,6 +3,7 @@
 use rhai::{Dynamic, FuncRegistration, Module};
 
 use crate::script::call::{ScriptResult, error};
+use crate::script::data::{Secrets, to_json};
 
 pub(super) fn module() -> Module {
     let mut module = Module::new();
@@ -10,8 +11,7 @@ pub(super) fn module() -> Module {
         serde_json::from_str(text).map_err(|cause| error(format!("not valid JSON: {cause}")))
     });
     FuncRegistration::new("stringify").set_into_module(&mut module, |value: Dynamic| -> ScriptResult<String> {
-        let value: serde_json::Value = rhai::serde::from_dynamic(&value)?;
-        Ok(value.to_string())
+        Ok(to_json(&value, Secrets::Redact).map_err(error)?.to_string())
     });
     module
 }

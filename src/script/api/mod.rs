@@ -1,5 +1,6 @@
 //! The primitives, one namespace a file, and the one list that registers them.
 
+mod blob;
 mod crypto;
 mod env;
 mod fs;
@@ -13,12 +14,14 @@ mod time;
 
 use rhai::{Engine, Module};
 
+pub(super) use fs::writable;
 pub(super) use job::JobHandle;
 
 pub(super) fn register(engine: &mut Engine) {
     let mut namespace = |name: &str, module: Module| {
         engine.register_static_module(name, module.into());
     };
+    namespace("blob", blob::module());
     namespace("json", json::module());
     namespace("log", log::module());
     namespace("crypto", crypto::module());

@@ -17,6 +17,7 @@ use crate::base::{ByteSize, Seconds};
 use crate::host::process::{Exit, Lineage, Processes, SpawnSpec, Stdin};
 use crate::script::call::{Call, ScriptResult, error, terminated};
 use crate::script::program::basic_environment;
+use crate::script::types::Secret;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -25,7 +26,7 @@ struct Options {
     argv: Vec<String>,
     /// Default: the job's work directory, else the machine's.
     cwd: Option<String>,
-    /// Added to a small environment: `PATH`, `HOME`, `LANG`, `LC_ALL`, `TZ`, `TMPDIR`, `USER`.
+    /// Texts and secrets, added to a small environment: `PATH`, `HOME`, `LANG`, `LC_ALL`, `TZ`, `TMPDIR`, `USER`.
     #[serde(default)]
     env: BTreeMap<String, String>,
     stdin: Option<String>,
@@ -50,10 +51,25 @@ pub(super) fn module() -> Module {
     module
 }
 
-pub(super) fn run_map(options: Map) -> ScriptResult<Map> {
-    let options: Options = rhai::serde::from_dynamic(&Dynamic::from_map(options))
+pub(super) fn run_map(mut options: Map) -> ScriptResult<Map> {
+    let secrets = options.get_mut("env").map(take_secrets).unwrap_or_default();
+    let mut options: Options = rhai::serde::from_dynamic(&Dynamic::from_map(options))
         .map_err(|cause| error(format!("process::run: {cause}")))?;
+    options.env.extend(secrets);
     run(&Call::current()?, options)
+}
+
+/// Secrets go their own way, past everything that may fail and say with what.
+fn take_secrets(env: &mut Dynamic) -> Vec<(String, String)> {
+    let Some(mut env) = env.write_lock::<Map>() else { return Vec::new() };
+    let reveal = |(name, value): (&rhai::Identifier, &Dynamic)| {
+        Some((name.to_string(), value.read_lock::<Secret>()?.reveal().to_owned()))
+    };
+    let secrets: Vec<(String, String)> = env.iter().filter_map(reveal).collect();
+    for (name, _) in &secrets {
+        env.remove(name.as_str());
+    }
+    secrets
 }
 
 fn run(call: &Call, options: Options) -> ScriptResult<Map> {

@@ -1,0 +1,54 @@
+//! Script values as JSON: the one way from a script to a result, a saved value, a body.
+
+use rhai::{Array, Dynamic, Map};
+use serde_json::Value;
+
+use super::types::{Blob, Secret};
+
+/// Deeper than any data people write, and no danger to the stack.
+const MAX_DEPTH: usize = 100;
+
+/// What becomes of a secret that lies in the data.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Secrets {
+    /// Shown as `[redacted]`: in results and logs.
+    Redact,
+    /// An error: what is sent would not be what its author meant.
+    #[allow(dead_code, reason = "bodies of requests come next")]
+    Refuse,
+}
+
+/// # Errors
+/// A sentence for the script's author when something in `value` is no plain data.
+pub(super) fn to_json(value: &Dynamic, secrets: Secrets) -> Result<Value, String> {
+    convert(value, secrets, 0)
+}
+
+fn convert(value: &Dynamic, secrets: Secrets, depth: usize) -> Result<Value, String> {
+    if depth > MAX_DEPTH {
+        return Err(format!("the data is nested more than {MAX_DEPTH} deep"));
+    }
+    if let Some(map) = value.read_lock::<Map>() {
+        let entry = |(key, value): (&rhai::Identifier, &Dynamic)| -> Result<_, String> {
+            Ok((key.to_string(), convert(value, secrets, depth + 1)?))
+        };
+        return Ok(Value::Object(map.iter().map(entry).collect::<Result<_, _>>()?));
+    }
+    if let Some(array) = value.read_lock::<Array>() {
+        let items = array.iter().map(|value| convert(value, secrets, depth + 1));
+        return Ok(Value::Array(items.collect::<Result<_, _>>()?));
+    }
+    if let Some(blob) = value.read_lock::<Blob>() {
+        let length = blob.byte_count();
+        return Err(format!(
+            "a Blob ({length} bytes) is no plain data: save it with blob.save(path) or upload it, and name where it is"
+        ));
+    }
+    if let Some(secret) = value.read_lock::<Secret>() {
+        return match secrets {
+            Secrets::Redact => Ok(Value::String(secret.to_string())),
+            Secrets::Refuse => Err("a secret cannot be part of this: use it in headers, auth or env".to_owned()),
+        };
+    }
+    rhai::serde::from_dynamic(value).map_err(|_| format!("a {} is no plain data", value.type_name()))
+}
