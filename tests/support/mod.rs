@@ -4,6 +4,7 @@
 pub mod http;
 pub mod machine;
 pub mod redis;
+pub mod script;
 
 use std::time::{Duration, Instant};
 
