@@ -1,5 +1,6 @@
 //! What the engine does with the operating system: primitives without policy.
 
+mod allocator;
 mod blobs;
 mod cgroup;
 mod gpu;
@@ -14,6 +15,7 @@ mod system;
 mod usage;
 mod watch;
 
+pub use allocator::held_by_thread;
 pub use blobs::{BlobError, BlobRef, BlobStore};
 pub use cgroup::{Cgroup, CgroupLimits, Cgroups, oom_kills};
 pub use gpu::{Gpu, gpus};

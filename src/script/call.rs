@@ -1,7 +1,7 @@
 //! What belongs to one call of a hook: kept in the thread that runs it, so that primitives find it without a lock and one
 //! engine serves any number of calls.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,11 +12,16 @@ use tokio_util::sync::CancellationToken;
 
 use super::hooks::StepObserver;
 use super::program::Deps;
+use crate::host::held_by_thread;
 use crate::worker::JobSink;
 
 /// The value of `ErrorTerminated` tells why a call was ended.
 pub(super) const CANCELLED: &str = "cancelled";
 pub(super) const DEADLINE: &str = "deadline";
+pub(super) const MEMORY: &str = "memory";
+
+/// What the values of a script may take, in bytes. What it hands on without looking at it (a `Blob`) lies in files above 1 MiB.
+pub(super) const MAX_MEMORY: usize = 256 * 1024 * 1024;
 
 #[derive(Clone)]
 pub(super) struct Call {
@@ -29,10 +34,15 @@ pub(super) struct Call {
     pub steps: Option<Arc<dyn StepObserver>>,
     /// A pure hook's: it computes and does nothing else.
     pub pure: bool,
+    /// Bytes that its values may take.
+    pub memory: usize,
 }
 
 thread_local! {
     static CURRENT: RefCell<Option<Call>> = const { RefCell::new(None) };
+    /// What this thread may hold.
+    static ALLOWANCE: Cell<isize> = const { Cell::new(isize::MAX) };
+    static OPERATIONS: Cell<u32> = const { Cell::new(0) };
 }
 
 pub(super) type ScriptResult<T> = Result<T, Box<EvalAltResult>>;
@@ -40,9 +50,11 @@ pub(super) type ScriptResult<T> = Result<T, Box<EvalAltResult>>;
 impl Call {
     /// Runs `work` with this call as the current one.
     pub fn scope<T>(self, work: impl FnOnce() -> T) -> T {
+        ALLOWANCE.set(held_by_thread() + self.memory.cast_signed());
         CURRENT.with(|current| current.replace(Some(self)));
         let result = work();
         CURRENT.with(|current| current.replace(None));
+        ALLOWANCE.set(isize::MAX);
         result
     }
 
@@ -94,8 +106,18 @@ impl Call {
     }
 }
 
-/// Looked at every few thousand operations of a script.
+/// Asked at every operation of a script, any of which may double what there is. Operations over large arrays take a
+/// millisecond; the clock is looked at often enough for them, and seldom enough for small ones. Rhai's own count begins
+/// anew in every function that is called back.
 pub(super) fn interruption_of_current() -> Option<&'static str> {
+    if held_by_thread() > ALLOWANCE.get() {
+        return Some(MEMORY);
+    }
+    let operations = OPERATIONS.get().wrapping_add(1);
+    OPERATIONS.set(operations);
+    if !operations.is_multiple_of(32) {
+        return None;
+    }
     CURRENT.with(|current| current.borrow().as_ref().and_then(Call::interruption))
 }
 

@@ -12,7 +12,6 @@ use super::MachineContext;
 use super::api::JobHandle;
 use super::call::Call;
 use super::data::{Secrets, to_json};
-use super::error::failure_of;
 use super::program::Program;
 use crate::base::Name;
 use crate::queue::{Failure, FailureClass, Job};
@@ -82,9 +81,8 @@ impl Bound {
         let call = self.call(CancellationToken::new(), Instant::now() + CANCEL_LIMIT);
         let context = self.context();
         let arguments = move || Ok((Dynamic::from(job), rhai::serde::to_dynamic(&context)?));
-        if let Err(cause) = self.program.invoke("cancel", call, arguments).await {
-            let problem = self.program.problem(&cause, "cancel", Some(CANCEL_LIMIT));
-            tracing::warn!(connector = %self.context.connector, "{problem}");
+        if let Err(error) = self.program.invoke("cancel", Some(CANCEL_LIMIT), call, arguments, |_| ()).await {
+            tracing::warn!(connector = %self.context.connector, "{}", error.problem);
         }
     }
 }
@@ -97,13 +95,11 @@ impl Connector for Bound {
         }
         let call = self.call(CancellationToken::new(), Instant::now() + CHECK_LIMIT);
         let context = self.context();
-        let outcome = self.program.invoke("check", call, move || Ok((rhai::serde::to_dynamic(&context)?,))).await;
-        let answer = outcome.map_err(|cause| {
-            let problem = self.program.problem(&cause, "check", Some(CHECK_LIMIT));
-            failure_of(&cause, &problem)
-        })?;
+        let arguments = move || Ok((rhai::serde::to_dynamic(&context)?,));
         // A check may throw a reason, or just say no.
-        match answer.as_bool() {
+        let finish = |answer: &Dynamic| answer.as_bool();
+        let outcome = self.program.invoke("check", Some(CHECK_LIMIT), call, arguments, finish).await;
+        match outcome.map_err(|error| error.failure)? {
             Ok(false) => Err(Failure::new(FailureClass::Retryable, "the connector's check says that it is not ready")),
             _ => Ok(()),
         }
@@ -120,22 +116,21 @@ impl Connector for Bound {
         let (argument, bound) = (handle.clone(), self.context());
         let arguments = move || Ok((Dynamic::from(argument), rhai::serde::to_dynamic(&bound)?));
         let limit = job.submission.timeout.get();
-        let outcome = self.program.invoke(hook, call, arguments).await;
+        let finish = |returned: &Dynamic| to_json(returned, Secrets::Redact);
+        let outcome = self.program.invoke(hook, Some(limit), call, arguments, finish).await;
         // Scripts that are stopped cannot tidy up.
         let _ = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(work_dir)).await;
         match outcome {
-            Ok(returned) => to_json(&returned, Secrets::Redact).map_err(|cause| {
+            Ok(returned) => returned.map_err(|cause| {
                 let message = format!("{hook}(job, ctx) returned something that is no plain data: {cause}");
                 Failure::new(FailureClass::Fatal, message)
             }),
-            Err(cause) => {
+            Err(error) => {
                 if context.cancel.is_cancelled() || Instant::now() >= context.deadline {
                     self.tell_cancelled(handle).await;
                 }
-                let problem = self.program.problem(&cause, hook, Some(limit));
-                let failure = failure_of(&cause, &problem);
-                tracing::debug!(connector = %self.context.connector, job = %job.id, "{problem}");
-                Err(failure)
+                tracing::debug!(connector = %self.context.connector, job = %job.id, "{}", error.problem);
+                Err(error.failure)
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Script values as JSON: the one way from a script to a result, a saved value, a body.
 
-use rhai::{Array, Dynamic, Map};
+use rhai::{Array, Dynamic, FnPtr, Map};
 use serde_json::Value;
 
 use super::types::{Blob, Secret};
@@ -14,7 +14,6 @@ pub(super) enum Secrets {
     /// Shown as `[redacted]`: in results and logs.
     Redact,
     /// An error: what is sent would not be what its author meant.
-    #[allow(dead_code, reason = "bodies of requests come next")]
     Refuse,
 }
 
@@ -22,6 +21,24 @@ pub(super) enum Secrets {
 /// A sentence for the script's author when something in `value` is no plain data.
 pub(super) fn to_json(value: &Dynamic, secrets: Secrets) -> Result<Value, String> {
     convert(value, secrets, 0)
+}
+
+/// Whether a value is nested so little that any thread may drop it.
+pub(super) fn is_shallow(value: &Dynamic) -> bool {
+    fn within(value: &Dynamic, depth: usize) -> bool {
+        if depth > MAX_DEPTH {
+            return false;
+        }
+        if let Some(map) = value.read_lock::<Map>() {
+            return map.values().all(|value| within(value, depth + 1));
+        }
+        if let Some(array) = value.read_lock::<Array>() {
+            return array.iter().all(|value| within(value, depth + 1));
+        }
+        let Some(closure) = value.read_lock::<FnPtr>() else { return true };
+        closure.iter_curry().all(|value| within(value, depth + 1))
+    }
+    within(value, 0)
 }
 
 fn convert(value: &Dynamic, secrets: Secrets, depth: usize) -> Result<Value, String> {

@@ -34,14 +34,7 @@ pub(super) fn build(power: Power, resolver: RootedResolver) -> Engine {
     }
     engine.disable_symbol("eval");
     engine.set_module_resolver(resolver);
-    // Looking at the clock at every operation would double the time a script takes.
-    engine.on_progress(|operations| {
-        if operations.trailing_zeros() >= 12 {
-            call::interruption_of_current().map(|why| Dynamic::from(why.to_owned()))
-        } else {
-            None
-        }
-    });
+    engine.on_progress(|_| call::interruption_of_current().map(|why| Dynamic::from(why.to_owned())));
     engine.on_print(|text| tracing::info!("script: {text}"));
     engine.on_debug(|text, _, position| tracing::info!("script {position:?}: {text}"));
     failure::register(&mut engine);

@@ -3,10 +3,13 @@ use std::time::Duration;
 
 use rhai::{EvalAltResult, ParseError, Position};
 
-use super::call::{CANCELLED, DEADLINE};
+use super::call::{CANCELLED, DEADLINE, MAX_MEMORY, MEMORY};
 use super::failure::Thrown;
 use crate::base::{Problem, SourceText, did_you_mean};
 use crate::queue::{Failure, FailureClass};
+
+/// Longer texts that are thrown are cut.
+const MAX_THROWN: usize = 8 * 1024;
 
 /// What is needed to tell the place of an error.
 pub(super) struct Places<'a> {
@@ -104,9 +107,14 @@ impl Places<'_> {
                 ("functions call each other too deeply".to_owned(), Some("a recursion has no end".to_owned()))
             }
             EvalAltResult::ErrorDataTooLarge(what, _) => (format!("too large: {}", lowercase(what)), None),
-            EvalAltResult::ErrorTerminated(why, _) if why.clone().into_string().is_ok_and(|why| why == DEADLINE) => {
+            EvalAltResult::ErrorTerminated(why, _) if is(why, DEADLINE) => {
                 let limit = limit.map(|limit| format!(" of {}", humantime::format_duration(limit))).unwrap_or_default();
                 (format!("the time limit{limit} is over"), None)
+            }
+            EvalAltResult::ErrorTerminated(why, _) if is(why, MEMORY) => {
+                let most = bytesize::ByteSize::b(MAX_MEMORY as u64);
+                let help = "keep less at once: hand bodies and files on as blobs, and drop what was worked off";
+                (format!("the script's values take more than {most} of memory"), Some(help.to_owned()))
             }
             EvalAltResult::ErrorTerminated(..) => (CANCELLED.to_owned(), None),
             EvalAltResult::ErrorRuntime(value, _) => (thrown_text(value), None),
@@ -125,8 +133,17 @@ impl Places<'_> {
 fn thrown_text(value: &rhai::Dynamic) -> String {
     match value.clone().try_cast::<Thrown>() {
         Some(thrown) => thrown.0.message,
-        None => value.to_string(),
+        None => {
+            let mut text = value.to_string();
+            text.truncate(text.floor_char_boundary(MAX_THROWN));
+            text
+        }
     }
+}
+
+/// Whether the call was terminated for this reason.
+fn is(why: &rhai::Dynamic, reason: &str) -> bool {
+    why.read_lock::<rhai::ImmutableString>().is_some_and(|why| *why == reason)
 }
 
 /// The innermost error, under calls and imports.
@@ -146,10 +163,12 @@ pub(super) fn failure_of(cause: &EvalAltResult, problem: &Problem) -> Failure {
             Some(thrown) => thrown.0,
             None => Failure::new(FailureClass::Retryable, one_line(problem)),
         },
-        EvalAltResult::ErrorTerminated(why, _) if why.clone().into_string().is_ok_and(|why| why == CANCELLED) => {
+        EvalAltResult::ErrorTerminated(why, _) if is(why, CANCELLED) => {
             Failure::new(FailureClass::Cancelled, CANCELLED)
         }
-        EvalAltResult::ErrorTerminated(..) => Failure::new(FailureClass::Timeout, one_line(problem)),
+        EvalAltResult::ErrorTerminated(why, _) if is(why, DEADLINE) => {
+            Failure::new(FailureClass::Timeout, one_line(problem))
+        }
         _ => Failure::new(FailureClass::Retryable, one_line(problem)),
     }
 }

@@ -3,15 +3,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rhai::{AST, Dynamic, Engine, FuncArgs, Scope};
+use rhai::{AST, Dynamic, Engine, EvalAltResult, FuncArgs, Scope};
 use sha2::{Digest, Sha256};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
-use super::call::{Call, ScriptResult};
+use super::call::{Call, MAX_MEMORY, ScriptResult, error};
 use super::connector::ConnectorProgram;
 use super::engine::{self, Power};
-use super::error::Places;
+use super::error::{Places, failure_of};
 use super::lint::Functions;
 use super::locate::locate;
 use super::resolver::RootedResolver;
@@ -19,6 +19,7 @@ use super::runner;
 use crate::base::{Name, Problem, Problems, SourceText, did_you_mean};
 use crate::host::Seen;
 use crate::host::process::Processes;
+use crate::queue::Failure;
 use crate::spec::FieldProblem;
 use crate::supervisor::SupervisorHandle;
 
@@ -165,11 +166,15 @@ impl Program {
         self.engine.set_module_resolver(resolver.clone());
         let mut call = self.call(CancellationToken::new(), Instant::now() + LOAD_LIMIT);
         call.pure = true;
-        let outcome = call.scope(|| self.engine.run_ast_with_scope(&mut Scope::new(), &self.ast));
+        let outcome = runner::run_now("load", call, || {
+            let outcome = self.engine.run_ast_with_scope(&mut Scope::new(), &self.ast);
+            outcome.map_err(|cause| self.problem(&cause, &resolver.sources(), "", Some(LOAD_LIMIT)))
+        });
         self.sources.extend(resolver.sources());
         match outcome {
-            Ok(()) => Ok(self),
-            Err(cause) => Err(self.problem(&cause, "", Some(LOAD_LIMIT)).into()),
+            Ok(Ok(())) => Ok(self),
+            Ok(Err(problem)) => Err(problem.into()),
+            Err(message) => Err(Problem::error(message).in_file(&self.sources[0].file).into()),
         }
     }
 
@@ -237,38 +242,50 @@ impl Program {
             work_dir: None,
             steps: None,
             pure: self.power == Power::Pure,
+            memory: MAX_MEMORY,
         }
     }
 
-    pub fn problem(&self, cause: &rhai::EvalAltResult, hook: &str, limit: Option<Duration>) -> Problem {
-        Places { sources: &self.sources, functions: &self.functions }.runtime(cause, hook, limit)
+    fn problem(&self, cause: &EvalAltResult, imported: &[SourceText], hook: &str, limit: Option<Duration>) -> Problem {
+        let sources: Vec<SourceText> = self.sources.iter().chain(imported).cloned().collect();
+        Places { sources: &sources, functions: &self.functions }.runtime(cause, hook, limit)
     }
 
-    /// Calls a hook on a thread of its own.
-    pub async fn invoke<A: FuncArgs + Send + 'static>(
+    /// Calls a function of the script on a thread of its own, which `limit` is told of when the call runs into its deadline.
+    /// `finish` takes what is returned over into values of the engine.
+    pub async fn invoke<A: FuncArgs, T: Send + 'static>(
         self: &Arc<Self>,
-        hook: &'static str,
+        function: &str,
+        limit: Option<Duration>,
         call: Call,
         arguments: impl FnOnce() -> ScriptResult<A> + Send + 'static,
-    ) -> ScriptResult<Dynamic> {
-        self.invoke_named(hook.to_owned(), call, arguments).await
+        finish: impl FnOnce(&Dynamic) -> T + Send + 'static,
+    ) -> Result<T, HookError> {
+        let (this, hook) = (Arc::clone(self), function.to_owned());
+        let work = move || {
+            let returned = arguments()
+                .and_then(|arguments| this.engine.call_fn::<Dynamic>(&mut Scope::new(), &this.ast, &hook, arguments));
+            returned.map(|value| finish(&value)).map_err(|cause| this.hook_error(&cause, &hook, limit))
+        };
+        match runner::run(function, call, work).await {
+            Ok(outcome) => outcome,
+            Err(message) => Err(self.hook_error(&error(message), function, limit)),
+        }
     }
 
-    /// Calls any function of the script on a thread of its own.
-    pub async fn invoke_named<A: FuncArgs + Send + 'static>(
-        self: &Arc<Self>,
-        function: String,
-        call: Call,
-        arguments: impl FnOnce() -> ScriptResult<A> + Send + 'static,
-    ) -> ScriptResult<Dynamic> {
-        let this = Arc::clone(self);
-        let hook = function.clone();
-        runner::run(&hook, call, move || {
-            let arguments = arguments()?;
-            this.engine.call_fn::<Dynamic>(&mut Scope::new(), &this.ast, &function, arguments)
-        })
-        .await
+    fn hook_error(&self, cause: &EvalAltResult, hook: &str, limit: Option<Duration>) -> HookError {
+        let problem = self.problem(cause, &[], hook, limit);
+        HookError { failure: failure_of(cause, &problem), problem }
     }
+}
+
+/// How a call of a hook ended badly.
+#[derive(Debug)]
+pub(super) struct HookError {
+    /// For the author of the script.
+    pub problem: Problem,
+    /// For the job, where there is one.
+    pub failure: Failure,
 }
 
 /// What processes of scripts see of the engine's environment: enough to find programs, and no secrets.

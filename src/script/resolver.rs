@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rhai::{Engine, EvalAltResult, Module, ModuleResolver, Position, Scope, Shared};
 
 use super::call::ScriptResult;
+use super::data::is_shallow;
 use crate::base::SourceText;
 use crate::host::Seen;
 
@@ -110,6 +111,11 @@ impl RootedResolver {
         let mut ast = engine.compile(&text).map_err(|cause| in_module(Box::new(cause.into())))?;
         ast.set_source(file.display().to_string());
         let module = Module::eval_ast_as_new(Scope::new(), &ast, engine).map_err(in_module)?;
+        // The module outlives the thread that runs it, whose stack is the only one with room for anything.
+        if let Some((name, _)) = module.iter_var().find(|(_, value)| !is_shallow(value)) {
+            let message = format!("what {name} stands for is nested too deeply to be exported");
+            return Err(in_module(EvalAltResult::ErrorRuntime(message.into(), Position::NONE).into()));
+        }
         Ok(Shared::new(module))
     }
 }

@@ -1,5 +1,6 @@
 //! The primitives, one namespace a file, and the one list that registers them.
 
+mod array;
 mod blob;
 mod crypto;
 mod env;
@@ -30,6 +31,7 @@ pub(super) fn register(engine: &mut Engine) {
     namespace("fs", fs::module());
     namespace("process", process::module());
     namespace("service", service::module());
+    array::register(engine);
     job::register(engine);
     startup::register(engine);
     time::register_sleep(engine);

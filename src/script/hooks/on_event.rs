@@ -19,7 +19,6 @@ impl MachineProgram {
         let call = program.call(cancel, Instant::now() + EVENT_LIMIT);
         let (m, event) = (m.clone(), event.clone());
         let arguments = move || Ok((rhai::serde::to_dynamic(&m)?, rhai::serde::to_dynamic(&event)?));
-        let outcome = program.invoke("on_event", call, arguments).await;
-        outcome.map(drop).map_err(|cause| program.problem(&cause, "on_event", Some(EVENT_LIMIT)))
+        program.invoke("on_event", Some(EVENT_LIMIT), call, arguments, |_| ()).await.map_err(|error| error.problem)
     }
 }

@@ -24,7 +24,6 @@ impl MachineProgram {
         let call = program.call(cancel, Instant::now() + RECOVER_LIMIT);
         let (m, shortage) = (m.clone(), shortage.clone());
         let arguments = move || Ok((rhai::serde::to_dynamic(&m)?, rhai::serde::to_dynamic(&shortage)?));
-        let outcome = program.invoke("recover", call, arguments).await;
-        outcome.map(drop).map_err(|cause| program.problem(&cause, "recover", Some(RECOVER_LIMIT)))
+        program.invoke("recover", Some(RECOVER_LIMIT), call, arguments, |_| ()).await.map_err(|error| error.problem)
     }
 }

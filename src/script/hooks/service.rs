@@ -1,5 +1,6 @@
 use std::time::{Duration, Instant};
 
+use rhai::Dynamic;
 use tokio_util::sync::CancellationToken;
 
 use crate::base::{Name, Problem};
@@ -27,10 +28,9 @@ impl MachineProgram {
     ) -> Result<bool, Problem> {
         let program = &self.full;
         let call = program.call(CancellationToken::new(), Instant::now() + limit);
-        let (m, service, name) = (m.clone(), service.to_string(), function.to_owned());
+        let (m, service) = (m.clone(), service.to_string());
         let arguments = move || Ok((rhai::serde::to_dynamic(&m)?, rhai::ImmutableString::from(service)));
-        let outcome = program.invoke_named(name, call, arguments).await;
-        let returned = outcome.map_err(|cause| program.problem(&cause, function, Some(limit)))?;
-        Ok(returned.is_unit() || returned.as_bool().unwrap_or(false))
+        let finish = |returned: &Dynamic| returned.is_unit() || returned.as_bool().unwrap_or(false);
+        program.invoke(function, Some(limit), call, arguments, finish).await.map_err(|error| error.problem)
     }
 }

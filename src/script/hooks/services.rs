@@ -1,10 +1,12 @@
 use std::time::Instant;
 
+use rhai::Dynamic;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use super::PURE_LIMIT;
 use crate::base::{Problem, Problems};
+use crate::script::data::{Secrets, to_json};
 use crate::script::{MachineContext, MachineProgram};
 
 impl MachineProgram {
@@ -22,18 +24,16 @@ impl MachineProgram {
         let program = &self.pure;
         let call = program.call(CancellationToken::new(), Instant::now() + PURE_LIMIT);
         let m = m.clone();
-        let outcome = program.invoke(hook, call, move || Ok((rhai::serde::to_dynamic(&m)?,))).await;
-        let returned = outcome.map_err(|cause| Problems::from(program.problem(&cause, hook, Some(PURE_LIMIT))))?;
-        let value: Value = rhai::serde::from_dynamic(&returned).map_err(|cause| {
-            Problem::error(format!("{hook}(m) returned something that is no plain data: {cause}"))
-                .in_file(&program.sources[0].file)
-        })?;
-        match value {
-            Value::Array(items) => Ok(items),
-            _ => {
-                let message = format!("{hook}(m) must return an array of maps, it returned {}", returned.type_name());
-                Err(Problem::error(message).in_file(&program.sources[0].file).help("write [ #{ ... }, ... ]").into())
-            }
-        }
+        let arguments = move || Ok((rhai::serde::to_dynamic(&m)?,));
+        let finish = |returned: &Dynamic| match to_json(returned, Secrets::Refuse) {
+            Ok(Value::Array(items)) => Ok(items),
+            Ok(_) => Err(format!("must return an array of maps, it returned {}", returned.type_name())),
+            Err(why) => Err(format!("returned something that is no plain data: {why}")),
+        };
+        let returned = program.invoke(hook, Some(PURE_LIMIT), call, arguments, finish).await;
+        returned.map_err(|error| error.problem)?.map_err(|why| {
+            let problem = Problem::error(format!("{hook}(m) {why}")).in_file(&program.sources[0].file);
+            problem.help("write [ #{ ... }, ... ]").into()
+        })
     }
 }

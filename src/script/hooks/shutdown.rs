@@ -15,7 +15,7 @@ impl MachineProgram {
         let program = &self.full;
         let call = program.call(CancellationToken::new(), deadline);
         let m = m.clone();
-        let outcome = program.invoke("shutdown", call, move || Ok((rhai::serde::to_dynamic(&m)?,))).await;
-        outcome.map(drop).map_err(|cause| program.problem(&cause, "shutdown", None))
+        let arguments = move || Ok((rhai::serde::to_dynamic(&m)?,));
+        program.invoke("shutdown", None, call, arguments, |_| ()).await.map_err(|error| error.problem)
     }
 }

@@ -38,7 +38,8 @@ impl MachineProgram {
         let mut call = program.call(cancel, Instant::now() + STARTUP_LIMIT);
         call.steps = Some(steps);
         let m = m.clone();
-        let outcome = program.invoke("startup", call, move || Ok((rhai::serde::to_dynamic(&m)?,))).await;
-        outcome.map(drop).map_err(|cause| program.problem(&cause, "startup", Some(STARTUP_LIMIT)))
+        let arguments = move || Ok((rhai::serde::to_dynamic(&m)?,));
+        let outcome = program.invoke("startup", Some(STARTUP_LIMIT), call, arguments, |_| ()).await;
+        outcome.map_err(|error| error.problem)
     }
 }
