@@ -1,7 +1,7 @@
 use rhai::{Dynamic, Engine, OptimizationLevel};
 
 use super::resolver::RootedResolver;
-use super::{api, call, failure, types};
+use super::{api, call};
 
 /// What a program's hooks may do. Both know all primitives, so that one script compiles for both; in a pure hook those
 /// that act refuse to.
@@ -37,8 +37,6 @@ pub(super) fn build(power: Power, resolver: RootedResolver) -> Engine {
     engine.on_progress(|_| call::interruption_of_current().map(|why| Dynamic::from(why.to_owned())));
     engine.on_print(|text| tracing::info!("script: {text}"));
     engine.on_debug(|text, _, position| tracing::info!("script {position:?}: {text}"));
-    failure::register(&mut engine);
-    types::register(&mut engine);
     api::register(&mut engine);
     engine
 }

@@ -3,8 +3,8 @@ use std::time::Duration;
 
 use rhai::{EvalAltResult, ParseError, Position};
 
+use super::api::Thrown;
 use super::call::{CANCELLED, DEADLINE, MAX_MEMORY, MEMORY};
-use super::failure::Thrown;
 use crate::base::{Problem, SourceText, did_you_mean};
 use crate::queue::{Failure, FailureClass};
 

@@ -11,7 +11,6 @@ mod context;
 mod data;
 mod engine;
 mod error;
-mod failure;
 mod hooks;
 mod lint;
 mod locate;

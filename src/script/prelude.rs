@@ -1,3 +1,4 @@
-//! What the code names that `export_module` makes; the macro decides what that is.
+//! What the code names that `export_module` makes, which the macro decides, and what most primitives take.
 
+pub(super) use rhai::Map;
 pub(super) use rhai::plugin::*;

@@ -3,16 +3,16 @@
 use std::cmp::Ordering;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-use rhai::{Array, Dynamic, Engine, FnPtr, NativeCallContext};
+use rhai::{Array, FnPtr};
 
 use crate::script::call::{ScriptResult, error};
 use crate::script::prelude::*;
 
-pub(super) fn register(engine: &mut Engine) {
-    engine.register_global_module(exported_module!(functions).into());
+pub(super) fn module() -> Module {
+    exported_module!(functions)
 }
 
-/// Replace the functions of the same names.
+/// In the place of the language's own, which go on after an error and past every deadline.
 #[export_module]
 mod functions {
     /// Sorts the array by `comparer(a, b)`, which returns a number (below 0: `a` comes first) or whether `a` comes first.

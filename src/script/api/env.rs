@@ -1,20 +1,28 @@
-//! `env::get(name)`, `env::get(name, fallback)`, `env::has(name)`: the engine's environment.
-
-use rhai::{FuncRegistration, Module};
+//! `env::`: the engine's environment.
 
 use crate::script::call::{Call, ScriptResult, error};
+use crate::script::prelude::*;
 
 pub(super) fn module() -> Module {
-    let mut module = Module::new();
-    FuncRegistration::new("get").set_into_module(&mut module, |name: &str| -> ScriptResult<String> {
+    exported_module!(functions)
+}
+
+/// The environment of the engine. Pure hooks have `m.env` instead.
+#[export_module]
+mod functions {
+    /// The value of the environment variable `name`. Fails where it is not set.
+    #[rhai_fn(return_raw)]
+    pub fn get(name: &str) -> ScriptResult<String> {
         Call::current()?;
         read(name).ok_or_else(|| error(format!("the environment variable {name} is not set")))
-    });
-    FuncRegistration::new("get").set_into_module(&mut module, |name: &str, fallback: &str| -> ScriptResult<String> {
+    }
+
+    /// The value of the environment variable `name`, or `fallback` where it is not set.
+    #[rhai_fn(name = "get", return_raw)]
+    pub fn get_or(name: &str, fallback: &str) -> ScriptResult<String> {
         Call::current()?;
         Ok(read(name).unwrap_or_else(|| fallback.to_owned()))
-    });
-    module
+    }
 }
 
 fn read(name: &str) -> Option<String> {

@@ -5,59 +5,98 @@ use std::path::{Component, Path, PathBuf};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use rhai::{Array, FuncRegistration, Module};
+use rhai::Array;
 
-use super::crypto::sha256;
+use super::crypto::digest;
 use crate::script::call::{Call, ScriptResult, error};
+use crate::script::prelude::*;
 
 /// What a script may read at once.
 const MAX_READ: u64 = 8 * 1024 * 1024;
 
 pub(super) fn module() -> Module {
-    let mut module = Module::new();
-    FuncRegistration::new("exists")
-        .set_into_module(&mut module, |path: &str| -> ScriptResult<bool> { Ok(readable(path)?.exists()) });
-    FuncRegistration::new("size").set_into_module(&mut module, |path: &str| -> ScriptResult<i64> {
+    exported_module!(functions)
+}
+
+/// Files. Read are those below the machine's directory and the job's work directory, written those below the work
+/// directory (outside of a job `work` below the state directory) only; neither `..` nor a link leads out. A job's relative
+/// paths begin in its work directory, others in the machine's. Everything fails where a path leads elsewhere.
+#[export_module]
+mod functions {
+    /// Whether there is a file or directory `path`.
+    #[rhai_fn(return_raw)]
+    pub fn exists(path: &str) -> ScriptResult<bool> {
+        Ok(readable(path)?.exists())
+    }
+
+    /// The length of the file `path` in bytes. Fails where it is not there.
+    #[rhai_fn(return_raw)]
+    pub fn size(path: &str) -> ScriptResult<i64> {
         let path = readable(path)?;
         let length = std::fs::metadata(&path).map_err(|cause| failed(&path, &cause))?.len();
         Ok(i64::try_from(length).unwrap_or(i64::MAX))
-    });
-    FuncRegistration::new("read_text").set_into_module(&mut module, |path: &str| -> ScriptResult<String> {
+    }
+
+    /// The text of the file `path`. Fails where it is not there, is no UTF-8 text or has more than 8 MiB.
+    #[rhai_fn(return_raw)]
+    pub fn read_text(path: &str) -> ScriptResult<String> {
         let bytes = read(path)?;
         String::from_utf8(bytes).map_err(|_| error(format!("{path:?} is no UTF-8 text")))
-    });
-    FuncRegistration::new("read_base64")
-        .set_into_module(&mut module, |path: &str| -> ScriptResult<String> { Ok(BASE64_STANDARD.encode(read(path)?)) });
-    FuncRegistration::new("is_text").set_into_module(&mut module, |path: &str| -> ScriptResult<bool> {
+    }
+
+    /// The bytes of the file `path` in base64. Fails where it is not there or has more than 8 MiB.
+    #[rhai_fn(return_raw)]
+    pub fn read_base64(path: &str) -> ScriptResult<String> {
+        Ok(BASE64_STANDARD.encode(read(path)?))
+    }
+
+    /// Whether the file `path` is UTF-8 text. Fails where it is not there or has more than 8 MiB.
+    #[rhai_fn(return_raw)]
+    pub fn is_text(path: &str) -> ScriptResult<bool> {
         Ok(String::from_utf8(read(path)?).is_ok())
-    });
-    FuncRegistration::new("sha256")
-        .set_into_module(&mut module, |path: &str| -> ScriptResult<String> { Ok(sha256(&read(path)?)) });
-    FuncRegistration::new("list").set_into_module(&mut module, |path: &str| -> ScriptResult<Array> {
+    }
+
+    /// The SHA-256 of the file `path`, as 64 hexadecimal digits. Fails where it is not there or has more than 8 MiB.
+    #[rhai_fn(return_raw)]
+    pub fn sha256(path: &str) -> ScriptResult<String> {
+        Ok(digest(&read(path)?))
+    }
+
+    /// The names in the directory `path`, sorted, 10,000 at most. Fails where it is not there.
+    #[rhai_fn(return_raw)]
+    pub fn list(path: &str) -> ScriptResult<Array> {
         let path = readable(path)?;
         let entries = std::fs::read_dir(&path).map_err(|cause| failed(&path, &cause))?;
         let mut names: Vec<String> =
             entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).take(10_000).collect();
         names.sort_unstable();
         Ok(names.into_iter().map(Into::into).collect())
-    });
-    FuncRegistration::new("write_text").set_into_module(&mut module, |path: &str, text: &str| -> ScriptResult<()> {
+    }
+
+    /// Makes the file `path` hold `text`, whatever it held before. Fails where its directory is not there.
+    #[rhai_fn(return_raw)]
+    pub fn write_text(path: &str, text: &str) -> ScriptResult<()> {
         let path = writable(path)?;
         std::fs::write(&path, text).map_err(|cause| failed(&path, &cause))
-    });
-    FuncRegistration::new("mkdir").set_into_module(&mut module, |path: &str| -> ScriptResult<()> {
+    }
+
+    /// Makes the directory `path` and those above it; one that is there is left as it is.
+    #[rhai_fn(return_raw)]
+    pub fn mkdir(path: &str) -> ScriptResult<()> {
         let path = writable(path)?;
         std::fs::create_dir_all(&path).map_err(|cause| failed(&path, &cause))
-    });
-    FuncRegistration::new("remove").set_into_module(&mut module, |path: &str| -> ScriptResult<()> {
+    }
+
+    /// Removes the file `path`, or the directory with all that is in it. What is not there is no error.
+    #[rhai_fn(return_raw)]
+    pub fn remove(path: &str) -> ScriptResult<()> {
         let path = writable(path)?;
         let outcome = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
         match outcome {
             Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => Err(failed(&path, &cause)),
             _ => Ok(()),
         }
-    });
-    module
+    }
 }
 
 fn read(path: &str) -> ScriptResult<Vec<u8>> {

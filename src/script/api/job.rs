@@ -3,54 +3,115 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use rhai::{Dynamic, Engine};
 use tokio_util::sync::CancellationToken;
 
-use crate::queue::Job;
+use crate::queue;
 use crate::script::call::{ScriptResult, error};
 use crate::script::data::{Secrets, to_json};
+use crate::script::prelude::*;
 use crate::worker::JobSink;
 
 #[derive(Clone)]
 pub(in crate::script) struct JobHandle {
-    job: Arc<Job>,
+    job: Arc<queue::Job>,
     sink: Arc<dyn JobSink>,
     cancel: CancellationToken,
     work_dir: PathBuf,
 }
 
 impl JobHandle {
-    pub fn new(job: Arc<Job>, sink: Arc<dyn JobSink>, cancel: CancellationToken, work_dir: PathBuf) -> Self {
+    pub fn new(job: Arc<queue::Job>, sink: Arc<dyn JobSink>, cancel: CancellationToken, work_dir: PathBuf) -> Self {
         Self { job, sink, cancel, work_dir }
     }
 }
 
-pub(super) fn register(engine: &mut Engine) {
-    engine.register_type_with_name::<JobHandle>("Job");
-    engine.register_get("id", |job: &mut JobHandle| job.job.id.to_string());
-    engine.register_get("service", |job: &mut JobHandle| job.job.submission.service.to_string());
-    engine.register_get("payload", |job: &mut JobHandle| -> ScriptResult<Dynamic> {
+pub(super) fn module() -> Module {
+    exported_module!(functions)
+}
+
+/// The first argument of a connector's `run`, `resume` and `cancel`: the job, and what is reported about it.
+#[export_module]
+mod functions {
+    pub type Job = super::JobHandle;
+
+    /// The job's identifier.
+    #[rhai_fn(get = "id", pure)]
+    pub fn id(job: &mut Job) -> String {
+        job.job.id.to_string()
+    }
+
+    /// The service that the job asks for.
+    #[rhai_fn(get = "service", pure)]
+    pub fn service(job: &mut Job) -> String {
+        job.job.submission.service.to_string()
+    }
+
+    /// What the submitter gave the job to work with, any JSON.
+    #[rhai_fn(get = "payload", pure, return_raw)]
+    pub fn payload(job: &mut Job) -> ScriptResult<Dynamic> {
         rhai::serde::to_dynamic(&job.job.submission.payload)
-    });
-    // From 1: how often the job has been tried, this time included; lost and released claims are not tries.
-    engine.register_get("attempt", |job: &mut JobHandle| i64::from(job.job.attempts) + 1);
-    engine.register_get("priority", |job: &mut JobHandle| i64::from(job.job.submission.priority.get()));
-    engine.register_get("customer", |job: &mut JobHandle| -> ScriptResult<Dynamic> {
+    }
+
+    /// From 1: how often the job has been tried, this time included; lost and released claims are not tries.
+    #[rhai_fn(get = "attempt", pure)]
+    pub fn attempt(job: &mut Job) -> i64 {
+        i64::from(job.job.attempts) + 1
+    }
+
+    /// The job's priority.
+    #[rhai_fn(get = "priority", pure)]
+    pub fn priority(job: &mut Job) -> i64 {
+        i64::from(job.job.submission.priority.get())
+    }
+
+    /// Who the job is for, a text; `()` where nobody is named.
+    #[rhai_fn(get = "customer", pure, return_raw)]
+    pub fn customer(job: &mut Job) -> ScriptResult<Dynamic> {
         rhai::serde::to_dynamic(&job.job.submission.customer)
-    });
-    engine.register_get("saved", |job: &mut JobHandle| -> ScriptResult<Dynamic> {
+    }
+
+    /// What an earlier attempt gave to `save`; `()` where nothing was saved.
+    #[rhai_fn(get = "saved", pure, return_raw)]
+    pub fn saved(job: &mut Job) -> ScriptResult<Dynamic> {
         rhai::serde::to_dynamic(&job.job.saved)
-    });
-    // The script makes it when it needs one; the engine removes it when the attempt is over, however it ends.
-    engine.register_get("work_dir", |job: &mut JobHandle| job.work_dir.display().to_string());
-    engine.register_fn("progress", |job: &mut JobHandle, fraction: f64| job.sink.progress(fraction, ""));
-    engine.register_fn("progress", |job: &mut JobHandle, fraction: f64, message: &str| {
+    }
+
+    /// The directory of this attempt, where relative paths of `fs::` begin. The script makes it when it needs one
+    /// (`fs::mkdir(job.work_dir)`); the engine removes it when the attempt is over, however it ends.
+    #[rhai_fn(get = "work_dir", pure)]
+    pub fn work_dir(job: &mut Job) -> String {
+        job.work_dir.display().to_string()
+    }
+
+    /// Reports how far the job is, from 0.0 to 1.0.
+    #[rhai_fn(name = "progress", pure)]
+    pub fn progress(job: &mut Job, fraction: f64) {
+        job.sink.progress(fraction, "");
+    }
+
+    /// Reports how far the job is, from 0.0 to 1.0, and what it does now.
+    #[rhai_fn(name = "progress", pure)]
+    pub fn progress_with(job: &mut Job, fraction: f64, message: &str) {
         job.sink.progress(fraction, message);
-    });
-    engine.register_fn("log", |job: &mut JobHandle, line: &str| job.sink.log(line));
-    engine.register_fn("save", |job: &mut JobHandle, value: Dynamic| -> ScriptResult<()> {
+    }
+
+    /// Adds a line to the job's own log.
+    #[rhai_fn(name = "log", pure)]
+    pub fn log_line(job: &mut Job, line: &str) {
+        job.sink.log(line);
+    }
+
+    /// Keeps `value` for the next attempt, which calls `resume` instead of `run` where the connector has it: save the
+    /// backend's own identifier as soon as there is one. Fails where the value is no plain data.
+    #[rhai_fn(name = "save", pure, return_raw)]
+    pub fn save(job: &mut Job, value: Dynamic) -> ScriptResult<()> {
         job.sink.save(to_json(&value, Secrets::Redact).map_err(error)?);
         Ok(())
-    });
-    engine.register_fn("cancelled", |job: &mut JobHandle| job.cancel.is_cancelled());
+    }
+
+    /// Whether the job was cancelled. Blocking functions end by themselves then.
+    #[rhai_fn(name = "cancelled", pure)]
+    pub fn cancelled(job: &mut Job) -> bool {
+        job.cancel.is_cancelled()
+    }
 }

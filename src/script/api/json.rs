@@ -1,17 +1,26 @@
-//! `json::parse(text)` and `json::stringify(value)`.
-
-use rhai::{Dynamic, FuncRegistration, Module};
+//! `json::`: data as text.
 
 use crate::script::call::{ScriptResult, error};
 use crate::script::data::{Secrets, to_json};
+use crate::script::prelude::*;
 
 pub(super) fn module() -> Module {
-    let mut module = Module::new();
-    FuncRegistration::new("parse").set_into_module(&mut module, |text: &str| -> ScriptResult<Dynamic> {
+    exported_module!(functions)
+}
+
+/// Data as text.
+#[export_module]
+mod functions {
+    /// The data that `text` holds as JSON: maps, arrays, texts, numbers, truths; `null` becomes `()`. Fails where it is
+    /// no JSON, with line and column.
+    #[rhai_fn(return_raw)]
+    pub fn parse(text: &str) -> ScriptResult<Dynamic> {
         serde_json::from_str(text).map_err(|cause| error(format!("not valid JSON: {cause}")))
-    });
-    FuncRegistration::new("stringify").set_into_module(&mut module, |value: Dynamic| -> ScriptResult<String> {
+    }
+
+    /// `value` as JSON on one line; `()` becomes `null`. Fails where it holds something that is no plain data.
+    #[rhai_fn(return_raw)]
+    pub fn stringify(value: Dynamic) -> ScriptResult<String> {
         Ok(to_json(&value, Secrets::Redact).map_err(error)?.to_string())
-    });
-    module
+    }
 }

@@ -1,38 +1,54 @@
-//! The primitives, one namespace a file, and the one list that registers them.
+//! The primitives, one namespace a file, and the one list of them: the engine and the reference are made of it.
 
 mod array;
 mod blob;
 mod crypto;
 mod env;
+mod failure;
 mod fs;
 mod job;
 mod json;
 mod log;
 mod process;
+mod section;
 mod service;
 mod startup;
 mod time;
 
-use rhai::{Engine, Module};
+use rhai::Engine;
 
+use super::types;
+
+pub(super) use failure::Thrown;
 pub(super) use fs::writable;
 pub(super) use job::JobHandle;
+pub(super) use section::Section;
+
+/// Everything that scripts have beyond the language, in the order of the reference.
+pub(super) fn sections() -> Vec<Section> {
+    let mut sections = vec![
+        Section::namespace("blob", blob::module()),
+        Section::namespace("crypto", crypto::module()),
+        Section::namespace("env", env::module()),
+        Section::namespace("fs", fs::module()),
+        Section::namespace("json", json::module()),
+        Section::namespace("log", log::module()),
+        Section::namespace("process", process::module()),
+        Section::namespace("service", service::module()),
+        Section::namespace("time", time::module()),
+        Section::words("Start-up sequence", startup::module()),
+        Section::words("Waiting", time::words()),
+        Section::words("Failures", failure::module()),
+        Section::words("Arrays", array::module()),
+        Section::of_type("Failure", failure::failure_type()),
+        Section::of_type("Job", job::module()),
+    ];
+    sections.extend(types::sections());
+    sections
+}
 
 pub(super) fn register(engine: &mut Engine) {
-    let mut namespace = |name: &str, module: Module| {
-        engine.register_static_module(name, module.into());
-    };
-    namespace("blob", blob::module());
-    namespace("json", json::module());
-    namespace("log", log::module());
-    namespace("crypto", crypto::module());
-    namespace("time", time::module());
-    namespace("env", env::module());
-    namespace("fs", fs::module());
-    namespace("process", process::module());
-    namespace("service", service::module());
-    array::register(engine);
-    job::register(engine);
-    startup::register(engine);
-    time::register_sleep(engine);
+    for section in sections() {
+        section.register(engine);
+    }
 }

@@ -6,7 +6,6 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use rhai::{Dynamic, FuncRegistration, Map, Module};
 use serde::Deserialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
@@ -16,6 +15,7 @@ use super::fs::inside;
 use crate::base::{ByteSize, Seconds};
 use crate::host::process::{Exit, Lineage, Processes, SpawnSpec, Stdin};
 use crate::script::call::{Call, ScriptResult, error, terminated};
+use crate::script::prelude::*;
 use crate::script::program::basic_environment;
 use crate::script::types::Secret;
 
@@ -46,9 +46,30 @@ const DRAIN: Duration = Duration::from_secs(1);
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
 
 pub(super) fn module() -> Module {
-    let mut module = Module::new();
-    FuncRegistration::new("run").set_into_module(&mut module, run_map);
-    module
+    exported_module!(functions)
+}
+
+/// Programs.
+#[export_module]
+mod functions {
+    /// Runs a program to its end and gives back what it wrote. It and all that it started end with the call.
+    ///
+    /// | option | what | default |
+    /// |---|---|---|
+    /// | `argv` | the program and its arguments, texts; no shell | required |
+    /// | `cwd` | working directory | the job's work directory, else the machine's |
+    /// | `env` | map of texts and secrets, added to `PATH`, `HOME`, `LANG`, `LC_ALL`, `TZ`, `TMPDIR`, `USER` of the engine | `#{}` |
+    /// | `stdin` | text for its standard input | nothing |
+    /// | `timeout` | seconds or a text such as `"30s"`; then it is killed | what is left of the call's time |
+    /// | `max_output` | bytes kept of each stream, or a text such as `"4MiB"`; the rest is read and dropped | 1 MiB |
+    ///
+    /// The map that it gives back has `code` (the exit code; `()` when a signal ended it), `signal` (its number, else `()`),
+    /// `stdout` and `stderr` (texts), `timed_out`, `truncated` (something was dropped) and `duration_ms`. Fails where the
+    /// program cannot be started; a code that is not 0 is no error.
+    #[rhai_fn(return_raw)]
+    pub fn run(options: Map) -> ScriptResult<Map> {
+        run_map(options)
+    }
 }
 
 pub(super) fn run_map(mut options: Map) -> ScriptResult<Map> {
@@ -56,7 +77,7 @@ pub(super) fn run_map(mut options: Map) -> ScriptResult<Map> {
     let mut options: Options = rhai::serde::from_dynamic(&Dynamic::from_map(options))
         .map_err(|cause| error(format!("process::run: {cause}")))?;
     options.env.extend(secrets);
-    run(&Call::current()?, options)
+    run_program(&Call::current()?, options)
 }
 
 /// Secrets go their own way, past everything that may fail and say with what.
@@ -72,7 +93,7 @@ fn take_secrets(env: &mut Dynamic) -> Vec<(String, String)> {
     secrets
 }
 
-fn run(call: &Call, options: Options) -> ScriptResult<Map> {
+fn run_program(call: &Call, options: Options) -> ScriptResult<Map> {
     if options.argv.first().is_none_or(String::is_empty) {
         return Err(error("process::run: argv is empty"));
     }

@@ -1,28 +1,48 @@
-//! `service::state(name)`, `service::start(name)`, `service::stop(name)`, `service::restart(name)`.
-
-use rhai::{FuncRegistration, Module};
+//! `service::`: the machine's services.
 
 use crate::base::Name;
 use crate::script::call::{Call, ScriptResult, error};
+use crate::script::prelude::*;
 use crate::supervisor::{SupervisorHandle, UnknownService};
 
 pub(super) fn module() -> Module {
-    let mut module = Module::new();
-    FuncRegistration::new("state").set_into_module(&mut module, |name: &str| -> ScriptResult<String> {
+    exported_module!(functions)
+}
+
+/// The services of the machine that runs. All fail where there is no service `name`.
+#[export_module]
+mod functions {
+    /// The state of service `name` now: `"stopped"`, `"waiting"`, `"starting"`, `"ready"`, `"unready"`, `"stopping"`,
+    /// `"backoff"`, `"crash_loop"`, `"completed"` or `"failed"`.
+    #[rhai_fn(return_raw)]
+    pub fn state(name: &str) -> ScriptResult<String> {
         let status = supervisor()?.status();
         let service = status.services.get(name).ok_or_else(|| error(format!("there is no service {name:?}")))?;
         Ok(service.state.to_string())
-    });
-    let mut verb = |verb: &str, act: fn(&SupervisorHandle, &Name) -> Result<(), UnknownService>| {
-        FuncRegistration::new(verb).set_into_module(&mut module, move |name: &str| -> ScriptResult<()> {
-            let name = Name::new(name).map_err(|cause| error(cause.to_string()))?;
-            act(&supervisor()?, &name).map_err(|cause| error(cause.to_string()))
-        });
-    };
-    verb("start", SupervisorHandle::start);
-    verb("stop", SupervisorHandle::stop);
-    verb("restart", SupervisorHandle::restart);
-    module
+    }
+
+    /// Asks for service `name` to be started and returns at once; wait with `wait_ready`.
+    #[rhai_fn(return_raw)]
+    pub fn start(name: &str) -> ScriptResult<()> {
+        act(name, SupervisorHandle::start)
+    }
+
+    /// Asks for service `name` to be stopped, and kept stopped, and returns at once.
+    #[rhai_fn(return_raw)]
+    pub fn stop(name: &str) -> ScriptResult<()> {
+        act(name, SupervisorHandle::stop)
+    }
+
+    /// Asks for service `name` to be stopped and started again and returns at once.
+    #[rhai_fn(return_raw)]
+    pub fn restart(name: &str) -> ScriptResult<()> {
+        act(name, SupervisorHandle::restart)
+    }
+}
+
+pub(super) fn act(name: &str, verb: fn(&SupervisorHandle, &Name) -> Result<(), UnknownService>) -> ScriptResult<()> {
+    let name = Name::new(name).map_err(|cause| error(cause.to_string()))?;
+    verb(&supervisor()?, &name).map_err(|cause| error(cause.to_string()))
 }
 
 pub(super) fn supervisor() -> ScriptResult<SupervisorHandle> {

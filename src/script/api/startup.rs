@@ -1,34 +1,65 @@
-//! The words of a start-up sequence: `step(name, || ...)`, `start(name)`, `start_all()`, `wait_ready(name)`,
-//! `wait_ready(name, "60s")`, `run([program, argument, ...])`.
+//! The words of a start-up sequence.
 
 use std::time::Duration;
 
-use rhai::{Array, Dynamic, Engine, FnPtr, Map, NativeCallContext};
+use rhai::{Array, FnPtr};
 
-use super::service::supervisor;
-use crate::base::{Name, parse_duration};
+use super::process::run_map;
+use super::service::{act, supervisor};
+use crate::base::parse_duration;
 use crate::script::StepReport;
 use crate::script::call::{Call, ScriptResult, error};
-use crate::supervisor::ServiceState;
+use crate::script::prelude::*;
+use crate::supervisor::{ServiceState, SupervisorHandle};
 
-pub(super) fn register(engine: &mut Engine) {
-    engine.register_fn("step", |context: NativeCallContext<'_>, name: &str, body: FnPtr| step(&context, name, &body));
-    engine.register_fn("start", |name: &str| -> ScriptResult<()> {
-        supervisor()?.start(&service_name(name)?).map_err(|cause| error(cause.to_string()))
-    });
-    engine.register_fn("start_all", || -> ScriptResult<()> {
+pub(super) fn module() -> Module {
+    exported_module!(functions)
+}
+
+/// For `startup(m)`, and of use in every hook that acts.
+#[export_module]
+mod functions {
+    /// Does `body` as a step with a name, which is shown while it runs and when it failed: `step("models", || { ... })`.
+    /// Gives back what `body` gives back, and fails as it fails.
+    #[rhai_fn(return_raw)]
+    pub fn step(context: NativeCallContext<'_>, name: &str, body: FnPtr) -> ScriptResult<Dynamic> {
+        run_step(&context, name, &body)
+    }
+
+    /// Starts service `name` and returns at once. Fails where there is no such service.
+    #[rhai_fn(return_raw)]
+    pub fn start(name: &str) -> ScriptResult<()> {
+        act(name, SupervisorHandle::start)
+    }
+
+    /// Starts all services in dependency order and returns at once.
+    #[rhai_fn(return_raw)]
+    pub fn start_all() -> ScriptResult<()> {
         supervisor()?.start_all();
         Ok(())
-    });
-    engine.register_fn("wait_ready", |name: &str| wait_ready(name, None));
-    engine.register_fn("wait_ready", |name: &str, limit: &str| -> ScriptResult<()> {
-        wait_ready(name, Some(parse_duration(limit).map_err(error)?))
-    });
-    engine.register_fn("run", |argv: Array| -> ScriptResult<Map> {
+    }
+
+    /// Waits until service `name` is ready, or completed for a oneshot, as long as the hook may run. Fails where the
+    /// service has failed or is not there.
+    #[rhai_fn(return_raw)]
+    pub fn wait_ready(name: &str) -> ScriptResult<()> {
+        wait_until_ready(name, None)
+    }
+
+    /// As `wait_ready(name)`, no longer than `limit`, such as `"60s"`. Fails when it is not ready by then.
+    #[rhai_fn(name = "wait_ready", return_raw)]
+    pub fn wait_ready_within(name: &str, limit: &str) -> ScriptResult<()> {
+        wait_until_ready(name, Some(parse_duration(limit).map_err(error)?))
+    }
+
+    /// Runs a program, `["program", "argument", ...]`, and gives back what `process::run` gives back. Fails where its exit
+    /// code is not 0, with the last line it wrote to its standard error.
+    #[rhai_fn(return_raw)]
+    pub fn run(argv: Array) -> ScriptResult<Map> {
         let program = argv.first().map(ToString::to_string).unwrap_or_default();
         let mut options = Map::new();
         options.insert("argv".into(), argv.into());
-        let result = super::process::run_map(options)?;
+        let result = run_map(options)?;
         if result.get("code").and_then(|code| code.as_int().ok()) == Some(0) {
             return Ok(result);
         }
@@ -38,10 +69,10 @@ pub(super) fn register(engine: &mut Engine) {
             "{program} failed (code {}): {last}",
             result.get("code").map_or_else(String::new, ToString::to_string)
         )))
-    });
+    }
 }
 
-fn step(context: &NativeCallContext<'_>, name: &str, body: &FnPtr) -> ScriptResult<Dynamic> {
+fn run_step(context: &NativeCallContext<'_>, name: &str, body: &FnPtr) -> ScriptResult<Dynamic> {
     let steps = Call::current()?.steps;
     let report = |report: StepReport| {
         if let Some(steps) = &steps {
@@ -57,11 +88,7 @@ fn step(context: &NativeCallContext<'_>, name: &str, body: &FnPtr) -> ScriptResu
     outcome
 }
 
-fn service_name(name: &str) -> ScriptResult<Name> {
-    Name::new(name).map_err(|cause| error(cause.to_string()))
-}
-
-fn wait_ready(name: &str, limit: Option<Duration>) -> ScriptResult<()> {
+fn wait_until_ready(name: &str, limit: Option<Duration>) -> ScriptResult<()> {
     let call = Call::current()?;
     let mut status = supervisor()?.subscribe();
     let settled =

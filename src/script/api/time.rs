@@ -1,35 +1,61 @@
-//! `time::now()`, `time::now_ms()`, and `sleep(seconds)` or `sleep("200ms")`.
+//! `time::` and `sleep`.
 
 use std::time::Duration;
 
-use rhai::{Engine, FuncRegistration, Module};
-
 use crate::base::{Timestamp, parse_duration};
 use crate::script::call::{Call, ScriptResult, error};
+use crate::script::prelude::*;
 
 pub(super) fn module() -> Module {
-    let mut module = Module::new();
-    FuncRegistration::new("now").set_into_module(&mut module, || -> ScriptResult<String> {
+    exported_module!(functions)
+}
+
+/// What `sleep` is made of; it replaces the stock one, which nothing can interrupt.
+pub(super) fn words() -> Module {
+    exported_module!(waiting)
+}
+
+/// The clock.
+#[export_module]
+mod functions {
+    /// The time now in UTC, in RFC 3339: `"2026-01-31T09:00:00.000Z"`.
+    #[rhai_fn(return_raw)]
+    pub fn now() -> ScriptResult<String> {
         Call::current()?;
         Ok(Timestamp::now().to_string())
-    });
-    FuncRegistration::new("now_ms").set_into_module(&mut module, || -> ScriptResult<i64> {
+    }
+
+    /// The time now in milliseconds since 1970 in UTC.
+    #[rhai_fn(return_raw)]
+    pub fn now_ms() -> ScriptResult<i64> {
         Call::current()?;
         Ok(i64::try_from(Timestamp::now().as_millis()).unwrap_or(i64::MAX))
-    });
-    module
+    }
 }
 
-/// Replaces the stock `sleep`, which nothing can interrupt.
-pub(super) fn register_sleep(engine: &mut Engine) {
-    engine.register_fn("sleep", |seconds: f64| sleep(Duration::try_from_secs_f64(seconds.max(0.0))));
-    engine.register_fn("sleep", |seconds: i64| {
-        sleep(Ok::<_, String>(Duration::from_secs(seconds.max(0).unsigned_abs())))
-    });
-    engine.register_fn("sleep", |text: &str| sleep(parse_duration(text)));
+/// Waits. It ends early, with an error that cannot be caught, when the call is cancelled or its time is over.
+#[export_module]
+mod waiting {
+    /// Waits for so many seconds: `sleep(0.5)`. Less than nothing is nothing.
+    #[rhai_fn(return_raw)]
+    pub fn sleep(seconds: f64) -> ScriptResult<()> {
+        wait(Duration::try_from_secs_f64(seconds.max(0.0)))
+    }
+
+    /// Waits for so many seconds.
+    #[rhai_fn(name = "sleep", return_raw)]
+    pub fn sleep_whole(seconds: i64) -> ScriptResult<()> {
+        wait(Ok::<_, String>(Duration::from_secs(seconds.max(0).unsigned_abs())))
+    }
+
+    /// Waits for a time such as `"200ms"`, `"1.5s"` or `"2m"`. Fails where the text is no duration.
+    #[rhai_fn(name = "sleep", return_raw)]
+    pub fn sleep_text(duration: &str) -> ScriptResult<()> {
+        wait(parse_duration(duration))
+    }
 }
 
-fn sleep<E: ToString>(duration: Result<Duration, E>) -> ScriptResult<()> {
+fn wait<E: ToString>(duration: Result<Duration, E>) -> ScriptResult<()> {
     let duration = duration.map_err(|cause| error(cause.to_string()))?;
     Call::current()?.sleep(duration)
 }

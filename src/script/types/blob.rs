@@ -13,7 +13,6 @@ use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use futures_util::Stream;
 use futures_util::stream::try_unfold;
-use rhai::Engine;
 use sha2::{Digest, Sha256};
 
 use crate::script::api::writable;
@@ -203,14 +202,15 @@ impl BlobWriter {
     }
 }
 
-pub(super) fn register(engine: &mut Engine) {
-    engine.register_type_with_name::<Blob>("Blob");
-    engine.register_global_module(exported_module!(functions).into());
+pub(super) fn module() -> Module {
+    exported_module!(functions)
 }
 
 /// Blobs are bytes that a script hands on: they are saved, uploaded, sliced and summed, and never become arrays.
 #[export_module]
 mod functions {
+    pub type Blob = super::Blob;
+
     /// How many bytes it has.
     #[rhai_fn(name = "len", get = "len", pure)]
     pub fn blob_len(blob: &mut Blob) -> i64 {

@@ -3,7 +3,6 @@
 use std::io::Read;
 
 use crate::script::prelude::*;
-use rhai::Engine;
 
 use crate::script::call::{Call, ScriptResult, error};
 use crate::settings;
@@ -59,15 +58,16 @@ impl std::fmt::Display for Secret {
     }
 }
 
-pub(super) fn register(engine: &mut Engine) {
-    engine.register_type_with_name::<Secret>("Secret");
-    engine.register_global_module(exported_module!(functions).into());
+pub(super) fn module() -> Module {
+    exported_module!(functions)
 }
 
 /// Secrets are used as values of `headers` and `auth` of `http::` and `ws::`, in credentials, and in `env` of
 /// `process::run`. Everywhere else they show as `[redacted]`.
 #[export_module]
 mod functions {
+    pub type Secret = super::Secret;
+
     /// The secret `name`: the environment variable of that name, else the content of the file that the variable
     /// `name` with `_FILE` added names (as Docker and Kubernetes do), without its last line break.
     ///
@@ -127,9 +127,9 @@ mod functions {
 mod tests {
     use super::*;
 
-    fn engine() -> Engine {
-        let mut engine = Engine::new();
-        register(&mut engine);
+    fn engine() -> rhai::Engine {
+        let mut engine = rhai::Engine::new();
+        crate::script::api::Section::of_type("Secret", super::module()).register(&mut engine);
         engine
     }
 

@@ -1,0 +1,77 @@
+//! The failures that scripts throw: they say what becomes of the job.
+
+use crate::base::{Seconds, parse_duration};
+use crate::queue::{self, FailureClass};
+use crate::script::call::{ScriptResult, error};
+use crate::script::prelude::*;
+
+/// What `throw fatal("...")` throws: a failure with its class.
+#[derive(Clone, Debug)]
+pub(in crate::script) struct Thrown(pub queue::Failure);
+
+impl Thrown {
+    fn new(class: FailureClass, message: &str) -> Self {
+        Self(queue::Failure::new(class, message))
+    }
+}
+
+pub(super) fn module() -> Module {
+    exported_module!(functions)
+}
+
+pub(super) fn failure_type() -> Module {
+    exported_module!(properties)
+}
+
+/// What a connector throws decides what becomes of the job: `throw retryable("the backend is busy")`. Anything else that
+/// is thrown, and every error that is not caught, counts as `retryable`.
+#[export_module]
+mod functions {
+    /// Another try may help: one attempt is charged, and the next one waits and prefers another worker.
+    pub fn retryable(message: &str) -> Thrown {
+        Thrown::new(FailureClass::Retryable, message)
+    }
+
+    /// As `retryable(message)`, but the next attempt does not begin before `delay`, such as `"30s"`, is over. Fails where
+    /// that is no duration.
+    #[rhai_fn(return_raw)]
+    pub fn retry_after(message: &str, delay: &str) -> ScriptResult<Thrown> {
+        let mut thrown = Thrown::new(FailureClass::Retryable, message);
+        thrown.0.retry_after = Some(Seconds::new(parse_duration(delay).map_err(error)?));
+        Ok(thrown)
+    }
+
+    /// No other try would help: the job has failed.
+    pub fn fatal(message: &str) -> Thrown {
+        Thrown::new(FailureClass::Fatal, message)
+    }
+
+    /// This machine cannot do it: the job goes to another worker and no attempt is charged.
+    pub fn wrong_machine(message: &str) -> Thrown {
+        Thrown::new(FailureClass::WrongMachine, message)
+    }
+
+    /// The connector's account is at fault (no credit, key refused): the job goes back to the queue, no attempt is
+    /// charged, and the worker claims nothing until its `check` holds again.
+    pub fn account(message: &str) -> Thrown {
+        Thrown::new(FailureClass::Account, message)
+    }
+}
+
+/// What the functions for failures make, and `catch (failure)` gets.
+#[export_module]
+mod properties {
+    pub type Failure = super::Thrown;
+
+    /// The text that it was made with.
+    #[rhai_fn(get = "message", pure)]
+    pub fn failure_message(failure: &mut Failure) -> String {
+        failure.0.message.clone()
+    }
+
+    /// The text that it was made with.
+    #[rhai_fn(name = "to_string", pure)]
+    pub fn failure_to_string(failure: &mut Failure) -> String {
+        failure.0.message.clone()
+    }
+}
