@@ -2,6 +2,7 @@
 
 mod backoff;
 mod clock;
+mod fields;
 mod lock;
 mod name;
 mod problem;
@@ -12,6 +13,7 @@ mod units;
 
 pub use backoff::Backoff;
 pub use clock::Timestamp;
+pub use fields::{Field, fields};
 pub use lock::lock_file;
 pub use name::{InvalidName, Name};
 pub use problem::{Location, Problem, Problems, Severity, SourceText};

@@ -1,5 +1,6 @@
 //! One file per subcommand; errors become exit codes here and nowhere else.
 
+mod api;
 mod check;
 mod client;
 mod config;
@@ -82,6 +83,8 @@ enum Command {
     Reload(machine::ReloadArgs),
     /// Finish running jobs, stop services, exit.
     Drain,
+    /// Print the reference of what scripts can use, or write it with definitions for editors.
+    Api(api::ApiArgs),
     /// Print a description of the HTTP API for programs.
     Openapi,
     /// Serve a directory over HTTP.
@@ -138,6 +141,7 @@ fn execute(cli: Cli) -> Result<ExitCode, CliError> {
             Command::Events(args) => machine::events(&args, &global).await,
             Command::Reload(args) => machine::reload(&args, &global).await,
             Command::Drain => machine::post(&global, "/drain").await,
+            Command::Api(args) => api::execute(&args),
             Command::Openapi => openapi::execute(),
             Command::FileServer(args) => file_server::execute(args).await,
             Command::Step(args) => step::execute(args).await,

@@ -1,8 +1,9 @@
 use nvml_wrapper::Nvml;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 /// An NVIDIA GPU that this process may use.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct Gpu {
     pub index: u32,
     pub uuid: String,

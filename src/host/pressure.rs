@@ -4,12 +4,13 @@ use std::sync::OnceLock;
 
 use nix::sys::resource::{Resource as Limit, getrlimit};
 use nvml_wrapper::Nvml;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::base::ByteSize;
 
 /// What a machine can run out of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Resource {
     Memory,
@@ -21,7 +22,7 @@ pub enum Resource {
 }
 
 /// How much of a resource is in use.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Level {
     pub resource: Resource,
     /// Of 1.

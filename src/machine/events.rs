@@ -1,13 +1,32 @@
 use metrics::{counter, gauge};
+use schemars::JsonSchema;
 use serde::Serialize;
 
+use super::unmatched::JobsUnmatched;
 use crate::admin::MachineState;
 use crate::base::Problems;
 use crate::host::Resource;
 use crate::host::process::Leftover;
-use crate::telemetry::{Level, Observed};
+use crate::telemetry::{EventKind, Level, Observed};
 
-#[derive(Debug, Serialize)]
+/// Every kind of event that comes from here.
+pub fn event_kinds() -> Vec<EventKind> {
+    vec![
+        EventKind::of::<StateChanged>(),
+        EventKind::of::<StartupComplete>(),
+        EventKind::of::<ReloadCommitted>(),
+        EventKind::of::<ReloadRejected>(),
+        EventKind::of::<ReloadPassed>(),
+        EventKind::of::<ReloadRolledBack>(),
+        EventKind::of::<LeftoversKilled>(),
+        EventKind::of::<ResourceShort>(),
+        EventKind::of::<HookFailed>(),
+        EventKind::of::<JobsUnmatched>(),
+    ]
+}
+
+/// The machine as a whole is in another state.
+#[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct StateChanged {
     pub from: MachineState,
     pub to: MachineState,
@@ -31,7 +50,8 @@ impl Observed for StateChanged {
     }
 }
 
-#[derive(Debug, Serialize)]
+/// The start-up sequence is through: everything is up for the first time.
+#[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct StartupComplete {
     pub took_ms: u64,
 }
@@ -43,7 +63,8 @@ impl Observed for StartupComplete {
     }
 }
 
-#[derive(Debug, Serialize)]
+/// An edit is live.
+#[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct ReloadCommitted {
     pub generation: u64,
     pub hash: String,
@@ -62,7 +83,8 @@ impl Observed for ReloadCommitted {
     }
 }
 
-#[derive(Debug, Serialize)]
+/// An edit is refused; nothing has changed.
+#[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct ReloadRejected {
     pub problems: Problems,
 }
@@ -82,7 +104,7 @@ impl Observed for ReloadRejected {
 }
 
 /// What an edit touched is up: there is no way back any more.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct ReloadPassed {
     pub generation: u64,
 }
@@ -94,7 +116,8 @@ impl Observed for ReloadPassed {
     }
 }
 
-#[derive(Debug, Serialize)]
+/// An edit was taken back: what it touched did not come up.
+#[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct ReloadRolledBack {
     pub generation: u64,
     pub back_to: u64,
@@ -116,7 +139,8 @@ impl Observed for ReloadRolledBack {
     }
 }
 
-#[derive(Debug, Serialize)]
+/// Processes of an earlier life of the engine were found and ended.
+#[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct LeftoversKilled {
     pub leftovers: Vec<Leftover>,
 }
@@ -133,7 +157,8 @@ impl Observed for LeftoversKilled {
     }
 }
 
-#[derive(Debug, Serialize)]
+/// The machine runs out of something; `recover` is called.
+#[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct ResourceShort {
     pub resource: Resource,
     /// Of 1.
@@ -157,7 +182,8 @@ impl Observed for ResourceShort {
     }
 }
 
-#[derive(Debug, Serialize)]
+/// A hook of the machine's script failed.
+#[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct HookFailed {
     pub hook: &'static str,
     pub problem: String,

@@ -19,4 +19,5 @@ mod unmatched;
 mod workers;
 
 pub use boot::{MachineError, machine_context, run};
+pub use events::event_kinds;
 pub use generation::{BuildInputs, Generation, Refused, build};

@@ -2,6 +2,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -15,8 +16,8 @@ use crate::telemetry::{EventLog, Level, Observed};
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Jobs wait, and no worker matches them.
-#[derive(Debug, Serialize)]
-struct JobsUnmatched {
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct JobsUnmatched {
     service: Name,
     class: String,
     requirement: Requirement,

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use rhai::Dynamic;
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use tokio_util::sync::CancellationToken;
@@ -28,11 +29,15 @@ pub struct ConnectorProgram {
 }
 
 /// What scripts see as `ctx`.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct ConnectorContext {
+    /// The connector's name.
     pub connector: Name,
+    /// The worker's name.
     pub worker: Name,
+    /// `[connectors.NAME.vars]` of the settings, and the worker's own `vars` over them.
     pub vars: Map<String, Value>,
+    /// The machine, as its own hooks see it in `m`.
     pub machine: MachineContext,
     /// Jobs of this worker keep their files below it.
     pub work_dir: PathBuf,

@@ -15,6 +15,9 @@ pub(super) enum Power {
 /// Operations a pure hook may use: about a second of computing.
 const PURE_OPERATIONS: u64 = 5_000_000;
 
+/// Words of the language that scripts do without.
+pub(super) const DISABLED: [&str; 1] = ["eval"];
+
 /// An engine in which nothing is unlimited and nothing blocks without end.
 pub(super) fn build(power: Power, resolver: RootedResolver) -> Engine {
     let mut engine = Engine::new();
@@ -32,7 +35,9 @@ pub(super) fn build(power: Power, resolver: RootedResolver) -> Engine {
     if power == Power::Pure {
         engine.set_max_operations(PURE_OPERATIONS);
     }
-    engine.disable_symbol("eval");
+    for word in DISABLED {
+        engine.disable_symbol(word);
+    }
     engine.set_module_resolver(resolver);
     engine.on_progress(|_| call::interruption_of_current().map(|why| Dynamic::from(why.to_owned())));
     engine.on_print(|text| tracing::info!("script: {text}"));

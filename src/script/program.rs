@@ -12,6 +12,7 @@ use super::call::{Call, MAX_MEMORY, ScriptResult, error};
 use super::connector::ConnectorProgram;
 use super::engine::{self, Power};
 use super::error::{Places, failure_of};
+use super::hooks::{CONNECTOR_HOOKS, Hook, MACHINE_HOOKS};
 use super::lint::Functions;
 use super::locate::locate;
 use super::resolver::RootedResolver;
@@ -72,28 +73,19 @@ impl ScriptHost {
 
     /// Reads, compiles and checks a machine's script. Runs nothing but its top level. Blocks.
     pub fn load_machine(&self, path: &Path) -> Result<MachineProgram, Problems> {
-        let hooks = [
-            ("services", 1, true),
-            ("workers", 1, false),
-            ("startup", 1, false),
-            ("on_event", 2, false),
-            ("shutdown", 1, false),
-            ("recover", 2, false),
-        ];
-        let full = self.load(path, Power::Full, &hooks)?;
+        let full = self.load(path, Power::Full, &MACHINE_HOOKS)?;
         // The same text once more for the hooks that only compute, in an engine that counts their operations.
-        let pure = self.load(path, Power::Pure, &hooks)?;
+        let pure = self.load(path, Power::Pure, &MACHINE_HOOKS)?;
         Ok(MachineProgram { pure: Arc::new(pure), full: Arc::new(full) })
     }
 
     /// Reads, compiles and checks a connector. Blocks.
     pub fn load_connector(&self, name: &Name, path: &Path) -> Result<ConnectorProgram, Problems> {
-        let hooks = [("check", 1, false), ("run", 2, true), ("cancel", 2, false), ("resume", 2, false)];
-        let program = self.load(path, Power::Full, &hooks)?;
+        let program = self.load(path, Power::Full, &CONNECTOR_HOOKS)?;
         Ok(ConnectorProgram::new(name.clone(), Arc::new(program)))
     }
 
-    fn load(&self, path: &Path, power: Power, hooks: &[(&str, usize, bool)]) -> Result<Program, Problems> {
+    fn load(&self, path: &Path, power: Power, hooks: &[Hook]) -> Result<Program, Problems> {
         Program::load(&self.deps, &self.seen, path, power, hooks)
     }
 }
@@ -128,13 +120,7 @@ pub(super) struct Program {
 }
 
 impl Program {
-    fn load(
-        deps: &Arc<Deps>,
-        seen: &Seen,
-        path: &Path,
-        power: Power,
-        hooks: &[(&str, usize, bool)],
-    ) -> Result<Self, Problems> {
+    fn load(deps: &Arc<Deps>, seen: &Seen, path: &Path, power: Power, hooks: &[Hook]) -> Result<Self, Problems> {
         let (program, mut problems) = Self::compile(deps, seen, path, power)?;
         problems.extend(program.check_hooks(hooks));
         if problems.has_errors() {
@@ -178,34 +164,28 @@ impl Program {
         }
     }
 
-    fn check_hooks(&self, hooks: &[(&str, usize, bool)]) -> Vec<Problem> {
+    fn check_hooks(&self, hooks: &[Hook]) -> Vec<Problem> {
         let mut problems = Vec::new();
         let defined: Vec<(String, usize)> =
             self.ast.iter_functions().map(|function| (function.name.to_owned(), function.params.len())).collect();
-        for (hook, arity, required) in hooks {
-            let arguments = defined.iter().filter(|(name, _)| name == hook).map(|(_, n)| *n).collect::<Vec<_>>();
-            if arguments.contains(arity) {
+        for hook in hooks {
+            let arguments = defined.iter().filter(|(name, _)| name == hook.name).map(|(_, n)| *n).collect::<Vec<_>>();
+            if arguments.contains(&hook.arity()) {
                 continue;
             }
-            let parameters = ["m", "m, event"].get(arity - 1).copied().unwrap_or("...");
-            let parameters = match (*hook, *arity) {
-                ("recover", _) => "m, shortage",
-                ("check", _) => "ctx",
-                ("run" | "cancel" | "resume", _) => "job, ctx",
-                _ => parameters,
-            };
+            let signature = hook.signature();
             if let Some(wrong) = arguments.first() {
-                let message = format!("the hook {hook} takes {arity} arguments, this one takes {wrong}");
-                problems.push(
-                    self.at_function(hook, Problem::error(message)).help(format!("write fn {hook}({parameters})")),
-                );
-            } else if *required {
+                let message =
+                    format!("the hook {} takes {} arguments, this one takes {wrong}", hook.name, hook.arity());
+                let problem = self.at_function(hook.name, Problem::error(message));
+                problems.push(problem.help(format!("write fn {signature}")));
+            } else if hook.required {
                 let names = defined.iter().map(|(name, _)| name.as_str());
-                let help = match did_you_mean(hook, names) {
+                let help = match did_you_mean(hook.name, names) {
                     Some(close) => format!("is fn {close} meant to be it?"),
-                    None => format!("write fn {hook}({parameters}) {{ ... }}"),
+                    None => format!("write fn {signature} {{ ... }}"),
                 };
-                let message = format!("the hook {hook}({parameters}) is missing");
+                let message = format!("the hook {signature} is missing");
                 problems.push(Problem::error(message).in_file(&self.sources[0].file).help(help));
             }
         }

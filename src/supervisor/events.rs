@@ -1,11 +1,29 @@
 use metrics::counter;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::base::Name;
 use crate::host::process::Exit;
-use crate::telemetry::{Level, Observed};
+use crate::telemetry::{EventKind, Level, Observed};
 
-#[derive(Debug, Serialize)]
+/// Every kind of event that comes from here.
+pub fn event_kinds() -> Vec<EventKind> {
+    vec![
+        EventKind::of::<ServiceStarted>(),
+        EventKind::of::<ServiceReady>(),
+        EventKind::of::<ServiceExited>(),
+        EventKind::of::<ServiceRestarting>(),
+        EventKind::of::<ServiceFailed>(),
+        EventKind::of::<ServiceChanged>(),
+        EventKind::of::<ServiceUnready>(),
+        EventKind::of::<StraysEnded>(),
+        EventKind::of::<LimitExceeded>(),
+        EventKind::of::<DrainFailed>(),
+    ]
+}
+
+/// A process of a service was started.
+#[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct ServiceStarted {
     pub service: Name,
     pub pid: u32,
@@ -25,7 +43,8 @@ impl Observed for ServiceStarted {
     }
 }
 
-#[derive(Debug, Serialize)]
+/// A service became ready.
+#[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct ServiceReady {
     pub service: Name,
     pub after_ms: u64,
@@ -41,7 +60,8 @@ impl Observed for ServiceReady {
     }
 }
 
-#[derive(Debug, Serialize)]
+/// A process of a service has ended, whether it was told to or not.
+#[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct ServiceExited {
     pub service: Name,
     pub pid: u32,
@@ -81,7 +101,8 @@ impl Observed for ServiceExited {
     }
 }
 
-#[derive(Debug, Serialize)]
+/// A service failed and is started again after a wait.
+#[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct ServiceRestarting {
     pub service: Name,
     pub delay_ms: u64,
@@ -104,7 +125,8 @@ impl Observed for ServiceRestarting {
     }
 }
 
-#[derive(Debug, Serialize)]
+/// A service is given up.
+#[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct ServiceFailed {
     pub service: Name,
     pub why: String,
@@ -123,7 +145,8 @@ impl Observed for ServiceFailed {
     }
 }
 
-#[derive(Debug, Serialize)]
+/// An edit added, removed, restarted or updated a service.
+#[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct ServiceChanged {
     pub service: Name,
     /// `added`, `removed`, `restarted` or `updated`.
@@ -142,7 +165,8 @@ impl Observed for ServiceChanged {
     }
 }
 
-#[derive(Debug, Serialize)]
+/// A service that was ready is not any more.
+#[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct ServiceUnready {
     pub service: Name,
     pub why: String,
@@ -161,7 +185,8 @@ impl Observed for ServiceUnready {
     }
 }
 
-#[derive(Debug, Serialize)]
+/// A service left processes behind, which were ended.
+#[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct StraysEnded {
     pub service: Name,
     pub pid: u32,
@@ -182,7 +207,8 @@ impl Observed for StraysEnded {
     }
 }
 
-#[derive(Debug, Serialize)]
+/// A service was over its memory or CPU and is restarted.
+#[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct LimitExceeded {
     pub service: Name,
     pub why: String,
@@ -204,7 +230,8 @@ impl Observed for LimitExceeded {
     }
 }
 
-#[derive(Debug, Serialize)]
+/// The drain hook of a service failed; the service is stopped all the same.
+#[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct DrainFailed {
     pub service: Name,
     pub why: String,

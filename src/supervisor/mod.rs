@@ -17,6 +17,7 @@ mod status;
 mod task;
 
 pub use crate::host::process::Exit;
+pub use events::event_kinds;
 pub use handle::{StartMode, SupervisorHandle, UnknownService};
 pub use hooks::{HookCall, ServiceHooks};
 pub use logs::{LogFilter, LogLine, LogStream};

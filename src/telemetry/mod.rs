@@ -3,11 +3,13 @@
 
 mod event;
 mod event_log;
+mod kind;
 pub mod metrics;
 mod published;
 mod tracing_setup;
 
 pub use event::{Event, Level, Observed};
 pub use event_log::{EventLog, EventLogReader, Lagged};
+pub use kind::EventKind;
 pub use published::Published;
 pub use tracing_setup::{LogFormat, LogLevel, init_tracing};

@@ -1,11 +1,22 @@
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::base::Name;
 use crate::queue::{Failure, JobId};
-use crate::telemetry::{Level, Observed};
+use crate::telemetry::{EventKind, Level, Observed};
+
+/// Every kind of event that comes from here.
+pub fn event_kinds() -> Vec<EventKind> {
+    vec![
+        EventKind::of::<WorkerChanged>(),
+        EventKind::of::<JobFailed>(),
+        EventKind::of::<JobLost>(),
+        EventKind::of::<JobOverdue>(),
+    ]
+}
 
 /// A worker begins or ceases to claim.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct WorkerChanged {
     pub worker: Name,
     pub state: super::WorkerState,
@@ -32,7 +43,7 @@ impl Observed for WorkerChanged {
 }
 
 /// A job became a dead letter here.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct JobFailed {
     pub worker: Name,
     pub job: JobId,
@@ -53,7 +64,7 @@ impl Observed for JobFailed {
 }
 
 /// The outcome of a job was not taken: somebody else holds it by now.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct JobLost {
     pub worker: Name,
     pub job: JobId,
@@ -73,7 +84,7 @@ impl Observed for JobLost {
 }
 
 /// A connector did not stop when its job's time was over.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct JobOverdue {
     pub worker: Name,
     pub job: JobId,

@@ -10,5 +10,6 @@ mod status;
 mod task;
 
 pub use connector::{Connector, JobContext, JobSink};
+pub use events::event_kinds;
 pub use status::{RunningJob, WorkerState, WorkerStatus};
 pub use task::{Readiness, Worker, WorkerConfig, WorkerHandle};

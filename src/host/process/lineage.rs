@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::table::{self, Row};
@@ -37,7 +38,7 @@ impl Lineage {
 }
 
 /// A process that an earlier life of the engine left behind.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Leftover {
     pub pid: u32,
     pub mark: String,

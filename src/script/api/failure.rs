@@ -27,33 +27,35 @@ pub(super) fn failure_type() -> Module {
 /// is thrown, and every error that is not caught, counts as `retryable`.
 #[export_module]
 mod functions {
+    pub type Failure = super::Thrown;
+
     /// Another try may help: one attempt is charged, and the next one waits and prefers another worker.
-    pub fn retryable(message: &str) -> Thrown {
+    pub fn retryable(message: &str) -> Failure {
         Thrown::new(FailureClass::Retryable, message)
     }
 
     /// As `retryable(message)`, but the next attempt does not begin before `delay`, such as `"30s"`, is over. Fails where
     /// that is no duration.
     #[rhai_fn(return_raw)]
-    pub fn retry_after(message: &str, delay: &str) -> ScriptResult<Thrown> {
+    pub fn retry_after(message: &str, delay: &str) -> ScriptResult<Failure> {
         let mut thrown = Thrown::new(FailureClass::Retryable, message);
         thrown.0.retry_after = Some(Seconds::new(parse_duration(delay).map_err(error)?));
         Ok(thrown)
     }
 
     /// No other try would help: the job has failed.
-    pub fn fatal(message: &str) -> Thrown {
+    pub fn fatal(message: &str) -> Failure {
         Thrown::new(FailureClass::Fatal, message)
     }
 
     /// This machine cannot do it: the job goes to another worker and no attempt is charged.
-    pub fn wrong_machine(message: &str) -> Thrown {
+    pub fn wrong_machine(message: &str) -> Failure {
         Thrown::new(FailureClass::WrongMachine, message)
     }
 
     /// The connector's account is at fault (no credit, key refused): the job goes back to the queue, no attempt is
     /// charged, and the worker claims nothing until its `check` holds again.
-    pub fn account(message: &str) -> Thrown {
+    pub fn account(message: &str) -> Failure {
         Thrown::new(FailureClass::Account, message)
     }
 }

@@ -22,7 +22,7 @@ use super::types;
 pub(super) use failure::Thrown;
 pub(super) use fs::writable;
 pub(super) use job::JobHandle;
-pub(super) use section::Section;
+pub(super) use section::{Place, Section};
 
 /// Everything that scripts have beyond the language, in the order of the reference.
 pub(super) fn sections() -> Vec<Section> {

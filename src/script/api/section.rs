@@ -1,6 +1,4 @@
-#[cfg(test)]
-use rhai::FuncMetadata;
-use rhai::{Engine, Module, Shared};
+use rhai::{Engine, FuncMetadata, Module, Shared};
 
 /// A part of what scripts can use: one heading of the reference, one module of the engine.
 pub(in crate::script) struct Section {
@@ -40,7 +38,6 @@ impl Section {
     }
 
     /// Every function with its comments.
-    #[cfg(test)]
     pub fn functions(&self) -> Vec<FuncMetadata> {
         let mut engine = Engine::new_raw();
         engine.register_global_module(Shared::clone(&self.module));

@@ -6,10 +6,13 @@ mod service;
 mod services;
 mod shutdown;
 mod startup;
+mod table;
 
 use std::time::Duration;
 
 pub use startup::{StepObserver, StepReport};
+
+pub(super) use table::{CONNECTOR_HOOKS, Hook, MACHINE_HOOKS};
 
 /// Pure hooks compute; this is generous.
 const PURE_LIMIT: Duration = Duration::from_secs(5);

@@ -1,0 +1,9 @@
+//! The reference of what scripts can use, and definitions for editors: made of the comments beside the code.
+
+mod definitions;
+mod entry;
+mod language;
+mod page;
+
+pub use definitions::definitions;
+pub use page::reference;
