@@ -2,11 +2,11 @@
 
 mod support;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use machinist::queue::FailureClass;
-use serde_json::{Value, json};
-use tokio_util::sync::CancellationToken;
+use machinist::queue::{Failure, FailureClass};
+use serde_json::json;
 
 use support::script::{bench, job, run_context};
 
