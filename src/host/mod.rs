@@ -4,6 +4,7 @@ mod allocator;
 mod blobs;
 mod cgroup;
 mod gpu;
+pub mod http;
 mod memory;
 mod pressure;
 pub mod process;

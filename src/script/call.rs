@@ -96,6 +96,12 @@ impl Call {
         })
     }
 
+    /// As [`Self::wait`], for at most `limit`; nothing where that is over first.
+    pub fn wait_for<T>(&self, limit: Duration, future: impl Future<Output = T>) -> ScriptResult<Option<T>> {
+        // The timer is made inside, where there is a runtime.
+        self.wait(async { tokio::time::timeout(limit, future).await.ok() })
+    }
+
     /// Where it may write: the attempt's own directory, which may not be there yet.
     pub fn scratch_dir(&self) -> PathBuf {
         self.work_dir.clone().unwrap_or_else(|| self.deps.config.state_dir.join("work"))

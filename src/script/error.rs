@@ -5,6 +5,7 @@ use rhai::{EvalAltResult, ParseError, Position};
 
 use super::api::Thrown;
 use super::call::{CANCELLED, DEADLINE, MAX_MEMORY, MEMORY};
+use super::types::HostError;
 use crate::base::{Problem, SourceText, did_you_mean};
 use crate::queue::{Failure, FailureClass};
 
@@ -131,6 +132,9 @@ impl Places<'_> {
 }
 
 fn thrown_text(value: &rhai::Dynamic) -> String {
+    if let Some(cause) = value.read_lock::<HostError>() {
+        return cause.message.clone();
+    }
     match value.clone().try_cast::<Thrown>() {
         Some(thrown) => thrown.0.message,
         None => {
@@ -159,9 +163,10 @@ fn innermost(cause: &EvalAltResult) -> &EvalAltResult {
 /// How a connector's error decides about its job.
 pub(super) fn failure_of(cause: &EvalAltResult, problem: &Problem) -> Failure {
     match innermost(cause) {
-        EvalAltResult::ErrorRuntime(value, _) => match value.clone().try_cast::<Thrown>() {
-            Some(thrown) => thrown.0,
-            None => Failure::new(FailureClass::Retryable, one_line(problem)),
+        EvalAltResult::ErrorRuntime(value, _) => match (value.clone().try_cast(), value.read_lock::<HostError>()) {
+            (Some(Thrown(failure)), _) => failure,
+            (None, Some(cause)) => cause.failure(),
+            (None, None) => Failure::new(FailureClass::Retryable, one_line(problem)),
         },
         EvalAltResult::ErrorTerminated(why, _) if is(why, CANCELLED) => {
             Failure::new(FailureClass::Cancelled, CANCELLED)

@@ -14,6 +14,7 @@ mod error;
 mod hooks;
 mod lint;
 mod locate;
+mod options;
 mod prelude;
 mod program;
 mod reference;

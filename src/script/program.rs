@@ -19,6 +19,7 @@ use super::resolver::RootedResolver;
 use super::runner;
 use crate::base::{Name, Problem, Problems, SourceText, did_you_mean};
 use crate::host::Seen;
+use crate::host::http::HttpClients;
 use crate::host::process::Processes;
 use crate::queue::Failure;
 use crate::spec::FieldProblem;
@@ -41,6 +42,7 @@ pub struct ScriptHostConfig {
 pub(super) struct Deps {
     pub config: ScriptHostConfig,
     pub runtime: Handle,
+    pub http: HttpClients,
 }
 
 /// Loads programs.
@@ -56,13 +58,17 @@ const LOAD_LIMIT: Duration = Duration::from_secs(2);
 impl ScriptHost {
     pub fn new(config: ScriptHostConfig) -> Self {
         let runtime = config.runtime.clone();
-        Self { deps: Arc::new(Deps { config, runtime }), seen: Seen::default() }
+        let deps = Deps { config, runtime, http: HttpClients::default() };
+        Self { deps: Arc::new(deps), seen: Seen::default() }
     }
 
     /// A host for a machine in another directory.
     #[must_use]
     pub fn for_directory(&self, machine_dir: PathBuf) -> Self {
-        Self::new(ScriptHostConfig { machine_dir, ..self.deps.config.clone() })
+        let config = ScriptHostConfig { machine_dir, ..self.deps.config.clone() };
+        let Deps { runtime, http, .. } = &*self.deps;
+        let deps = Deps { config, runtime: runtime.clone(), http: http.clone() };
+        Self { deps: Arc::new(deps), seen: Seen::default() }
     }
 
     /// The same host; what it loads is remembered in `seen`, the files that failed or were not there as well.

@@ -5,6 +5,7 @@ pub mod http;
 pub mod machine;
 pub mod redis;
 pub mod script;
+pub mod web;
 
 use std::time::{Duration, Instant};
 

@@ -12,6 +12,7 @@ use tokio::io::AsyncWriteExt;
 
 use super::ProvisionError;
 use super::progress::Progress;
+use crate::host::http::cause_text;
 use crate::spec::Download;
 
 const CONNECT: Duration = Duration::from_secs(20);
@@ -79,7 +80,7 @@ pub(super) async fn fetch(
             request = request.header(IF_RANGE, etag);
         }
     }
-    let response = request.send().await.map_err(|cause| ProvisionError::Passing(without_url(cause)))?;
+    let response = request.send().await.map_err(|cause| ProvisionError::Passing(cause_text(cause)))?;
     let status = response.status();
     if status == StatusCode::RANGE_NOT_SATISFIABLE && have > 0 {
         // All of it is there already, or it is another file by now: the checksum tells.
@@ -109,7 +110,7 @@ pub(super) async fn fetch(
     let (begun, mut done) = (Instant::now(), before);
     let mut body = response.bytes_stream();
     while let Some(chunk) = body.next().await {
-        let chunk = chunk.map_err(|cause| ProvisionError::Passing(without_url(cause)))?;
+        let chunk = chunk.map_err(|cause| ProvisionError::Passing(cause_text(cause)))?;
         file.write_all(&chunk).await.map_err(|cause| lasting(&part, &cause))?;
         done += chunk.len() as u64;
         progress.bytes(&name, done, total, begun, before);
@@ -213,16 +214,4 @@ fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), ProvisionError
 
 fn lasting(path: &Path, cause: &std::io::Error) -> ProvisionError {
     ProvisionError::Lasting(format!("{}: {cause}", path.display()))
-}
-
-/// An address may carry a secret.
-fn without_url(cause: reqwest::Error) -> String {
-    let cause = cause.without_url();
-    let mut text = cause.to_string();
-    let mut source = std::error::Error::source(&cause);
-    while let Some(inner) = source {
-        text = format!("{text}: {inner}");
-        source = inner.source();
-    }
-    text
 }

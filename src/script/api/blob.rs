@@ -40,7 +40,7 @@ mod functions {
 }
 
 /// Base64, alone or as a `data:` URL.
-pub(super) fn decode(text: &str) -> Result<Blob, String> {
+pub(in crate::script) fn decode(text: &str) -> Result<Blob, String> {
     let (content_type, digits) = match text.strip_prefix("data:").and_then(|rest| rest.split_once(";base64,")) {
         Some((content_type, digits)) => (Some(content_type).filter(|text| !text.is_empty()), digits),
         None => (None, text),

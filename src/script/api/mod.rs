@@ -6,6 +6,7 @@ mod crypto;
 mod env;
 mod failure;
 mod fs;
+mod http;
 mod job;
 mod json;
 mod log;
@@ -19,6 +20,7 @@ use rhai::Engine;
 
 use super::types;
 
+pub(super) use blob::decode as decode_base64;
 pub(super) use failure::Thrown;
 pub(super) use fs::writable;
 pub(super) use job::JobHandle;
@@ -31,6 +33,7 @@ pub(super) fn sections() -> Vec<Section> {
         Section::namespace("crypto", crypto::module()),
         Section::namespace("env", env::module()),
         Section::namespace("fs", fs::module()),
+        Section::namespace("http", http::module()),
         Section::namespace("json", json::module()),
         Section::namespace("log", log::module()),
         Section::namespace("process", process::module()),

@@ -2,7 +2,7 @@
 //! when a script passes it around and none of its bytes become script values.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -89,11 +89,6 @@ impl Blob {
         self.read_at(0, usize::MAX)
     }
 
-    /// For blocking readers.
-    pub fn reader(&self) -> BlobReader {
-        BlobReader { blob: self.clone(), at: 0 }
-    }
-
     /// For the network; reads a file on the runtime's threads for blocking work.
     pub fn stream(&self) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
         try_unfold((self.clone(), 0), |(blob, at)| async move {
@@ -138,20 +133,6 @@ impl Blob {
             let _ = std::fs::remove_file(&part);
         }
         outcome
-    }
-}
-
-pub(in crate::script) struct BlobReader {
-    blob: Blob,
-    at: u64,
-}
-
-impl Read for BlobReader {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let chunk = self.blob.read_at(self.at, buffer.len())?;
-        buffer[..chunk.len()].copy_from_slice(&chunk);
-        self.at += chunk.len() as u64;
-        Ok(chunk.len())
     }
 }
 
@@ -322,9 +303,6 @@ mod tests {
             assert!(all.ends_with(end));
             let streamed: Vec<Bytes> = blob.stream().try_collect().await.unwrap();
             assert_eq!(streamed.concat(), all);
-            let mut read = Vec::new();
-            blob.reader().read_to_end(&mut read).unwrap();
-            assert_eq!(read, all);
             let mut part = functions::blob_slice(&mut blob.clone(), 3, 5).unwrap();
             let part = functions::blob_slice(&mut part, 4, 1).unwrap();
             assert_eq!(part.bytes(1).unwrap(), all[7..8]);

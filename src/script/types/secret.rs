@@ -1,5 +1,6 @@
 //! `Secret`: a text that scripts can hand on, to where credentials belong, and never see.
 
+use std::ffi::OsString;
 use std::io::Read;
 
 use crate::script::prelude::*;
@@ -31,16 +32,17 @@ impl Secret {
 
     /// From the environment variable `name`, else from the file that `name` with `_FILE` added names, which is how
     /// Docker and Kubernetes hand secrets over.
-    fn read(name: &str) -> Result<Option<Self>, String> {
+    fn read(name: &str, environment: impl Fn(&str) -> Option<OsString>) -> Result<Option<Self>, String> {
         // A name with `=` or NUL names nothing, and asking for it would panic on some platforms.
         if name.is_empty() || name.contains(['=', '\0']) {
             return Err(format!("{name:?} is no name of an environment variable"));
         }
-        if let Ok(text) = std::env::var(name) {
+        if let Some(text) = environment(name) {
+            let text = text.into_string().map_err(|_| format!("the secret {name} is no UTF-8 text"))?;
             return Ok(Some(Self::new(text)));
         }
-        let Some(path) = std::env::var_os(format!("{name}_FILE")) else { return Ok(None) };
-        let failed = |why: &dyn std::fmt::Display| format!("secret {name}: {}: {why}", path.display());
+        let Some(path) = environment(&format!("{name}_FILE")) else { return Ok(None) };
+        let failed = |why: &dyn std::fmt::Display| format!("the secret {name}: {}: {why}", path.display());
         let file = std::fs::File::open(&path).map_err(|cause| failed(&cause))?;
         let mut text = String::new();
         file.take(MAX_BYTES + 1).read_to_string(&mut text).map_err(|cause| failed(&cause))?;
@@ -62,8 +64,8 @@ pub(super) fn module() -> Module {
     exported_module!(functions)
 }
 
-/// Secrets are used as values of `headers` and `auth` of `http::` and `ws::`, in credentials, and in `env` of
-/// `process::run`. Everywhere else they show as `[redacted]`.
+/// Secrets are used as values of `headers`, `auth` and `proxy` of `http::`, and of `env` of `process::run`. Everywhere
+/// else they show as `[redacted]`.
 #[export_module]
 mod functions {
     pub type Secret = super::Secret;
@@ -80,7 +82,7 @@ mod functions {
     #[rhai_fn(return_raw)]
     pub fn secret(name: &str) -> ScriptResult<Secret> {
         Call::current()?;
-        Secret::read(name).map_err(error)?.ok_or_else(|| {
+        Secret::read(name, |name| std::env::var_os(name)).map_err(error)?.ok_or_else(|| {
             error(format!("the secret {name} is not there: set the environment variable {name}, or {name}_FILE"))
         })
     }
@@ -89,7 +91,7 @@ mod functions {
     #[rhai_fn(return_raw)]
     pub fn has_secret(name: &str) -> ScriptResult<bool> {
         Call::current()?;
-        Ok(Secret::read(name).map_err(error)?.is_some())
+        Ok(Secret::read(name, |name| std::env::var_os(name)).map_err(error)?.is_some())
     }
 
     /// Text with a secret behind it is a secret: `"Bearer " + secret("API_TOKEN")`.
@@ -131,6 +133,26 @@ mod tests {
         let mut engine = rhai::Engine::new();
         crate::script::api::Section::of_type("Secret", super::module()).register(&mut engine);
         engine
+    }
+
+    #[test]
+    fn secrets_come_from_the_environment_or_from_a_file_it_names() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "hunter2\r\n").unwrap();
+        let environment = |name: &str| match name {
+            "OPEN" => Some(OsString::from("open sesame")),
+            "KEY_FILE" | "OPEN_FILE" => Some(file.path().into()),
+            "LOST_FILE" => Some("/nowhere/at/all".into()),
+            _ => None,
+        };
+        let read = |name: &str| Secret::read(name, environment).map(|secret| secret.map(|s| s.reveal().to_owned()));
+        assert_eq!(read("OPEN").unwrap().unwrap(), "open sesame");
+        assert_eq!(read("KEY").unwrap().unwrap(), "hunter2");
+        assert_eq!(read("NONE").unwrap(), None);
+        assert!(read("LOST").unwrap_err().contains("/nowhere/at/all"));
+        assert!(read("A=B").is_err());
+        std::fs::write(file.path(), vec![b'x'; 70_000]).unwrap();
+        assert!(read("KEY").unwrap_err().contains("65536"));
     }
 
     #[test]

@@ -1,0 +1,14 @@
+//! HTTP requests as scripts make them: redirects that keep credentials to themselves, retries that follow what servers
+//! ask for, and errors that name no secret.
+
+mod clients;
+mod error;
+mod request;
+mod retry;
+mod sse;
+
+pub use clients::{ClientOptions, HttpClients};
+pub use error::{HttpError, HttpErrorKind, cause_text, shown};
+pub use request::{Fill, HttpRequest, next_chunk, refusal, send};
+pub use retry::{RetryOn, RetryPolicy};
+pub use sse::{SseEvent, SseParser};

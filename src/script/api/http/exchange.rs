@@ -1,0 +1,114 @@
+//! One request, from a script's options to its answer.
+
+use std::time::Duration;
+
+use reqwest::{Client, Method, Url};
+use rhai::Array;
+
+use super::body::fill;
+use super::head::Head;
+use super::retry::retry;
+use crate::host::http::{HttpRequest, RetryPolicy, refusal, send, shown};
+use crate::script::call::{Call, ScriptResult, error};
+use crate::script::options::{Options, scalar};
+use crate::script::prelude::*;
+use crate::script::types::{BodyLimits, HostError, Response};
+
+/// As generous as the makers of APIs are themselves.
+const TIMEOUT: Duration = Duration::from_secs(600);
+const IDLE: Duration = Duration::from_secs(60);
+const FOLLOW: u32 = 10;
+const MAX_BODY: u64 = 64 * 1024 * 1024;
+/// Of an answer's body in the message of an error.
+const EXCERPT: usize = 500;
+
+pub(super) struct Exchange {
+    client: Client,
+    request: HttpRequest,
+    limits: BodyLimits,
+    allow: Allowed,
+    head: Head,
+}
+
+enum Allowed {
+    All,
+    These(Vec<u16>),
+}
+
+impl Exchange {
+    pub async fn run(self) -> Result<Response, HostError> {
+        let what = format!("{} {}", self.request.method, shown(&self.request.url));
+        let response = send(&self.client, &self.request).await.map_err(|cause| self.head.hide(cause.into()))?;
+        let status = response.status().as_u16();
+        let allowed = match &self.allow {
+            Allowed::All => true,
+            Allowed::These(list) => status < 400 || list.contains(&status),
+        };
+        if !allowed {
+            // Hidden before it is cut: half a secret is one, too.
+            let mut cause = self.head.hide(refusal(response, &what).await.into());
+            let excerpt: String = cause.body.split_whitespace().collect::<Vec<_>>().join(" ");
+            if !excerpt.is_empty() {
+                cause.message = format!("{}: {}", cause.message, &excerpt[..excerpt.floor_char_boundary(EXCERPT)]);
+            }
+            return Err(cause);
+        }
+        let url = shown(response.url());
+        Ok(Response::new(what, url, response, self.limits))
+    }
+
+    pub fn read(what: &'static str, call: &Call, method: Method, url: &str, options: Map) -> ScriptResult<Self> {
+        let mut url = Url::parse(url)
+            .ok()
+            .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
+            .ok_or_else(|| error(format!("{what}: the url is no address such as http://host/path")))?;
+        let mut options = Options::new(what, options);
+        let mut head = Head::read(&mut options)?;
+        if let Some(query) = options.map("query")? {
+            add_query(what, &mut url, query)?;
+        }
+        let fill = fill(what, &mut options, &mut head.headers)?;
+        let timeout = options.duration("timeout")?.unwrap_or(TIMEOUT);
+        let idle = options.duration("idle")?.unwrap_or(IDLE);
+        let max_saved = options.size("max_body")?;
+        let follow = options.count("follow")?.unwrap_or(FOLLOW);
+        let retry = options.take("retry").map_or_else(|| Ok(RetryPolicy::default()), |value| retry(&value))?;
+        let allow = match options.take("allow") {
+            None => Allowed::These(Vec::new()),
+            Some(value) if value.is_string() && value.to_string() == "all" => Allowed::All,
+            Some(value) => Allowed::These(
+                statuses(&value)
+                    .ok_or_else(|| options.wrong("allow", "must be an array of statuses such as [404], or \"all\""))?,
+            ),
+        };
+        options.finish()?;
+        let client = call.deps.http.get(&head.way).map_err(HostError::from)?;
+        let headers = head.headers.clone();
+        let request = HttpRequest { method, url, headers, fill, timeout, follow, retry, deadline: call.deadline };
+        let limits = BodyLimits { idle, max: max_saved.unwrap_or(MAX_BODY), max_saved };
+        Ok(Self { client, request, limits, allow, head })
+    }
+}
+
+fn add_query(what: &str, url: &mut Url, query: Map) -> ScriptResult<()> {
+    let wrong = |name: &str| error(format!("{what}: query: {name} must be a text, a number or an array of these"));
+    let mut pairs = url.query_pairs_mut();
+    for (name, value) in query {
+        if value.is_unit() {
+            continue;
+        }
+        let values = match value.read_lock::<Array>() {
+            Some(array) => array.clone(),
+            None => vec![value.clone()],
+        };
+        for value in values {
+            pairs.append_pair(&name, &scalar(&value).ok_or_else(|| wrong(&name))?);
+        }
+    }
+    Ok(())
+}
+
+fn statuses(value: &Dynamic) -> Option<Vec<u16>> {
+    let array = value.read_lock::<Array>()?;
+    array.iter().map(|value| u16::try_from(value.as_int().ok()?).ok()).collect()
+}

@@ -1,0 +1,118 @@
+//! `HostError`: what a primitive of the network throws. Scripts catch it and look at it; uncaught it decides about the job.
+
+use std::time::Duration;
+
+use rhai::{EvalAltResult, Position};
+
+use crate::base::Seconds;
+use crate::host::http::{HttpError, HttpErrorKind};
+use crate::queue::{Failure, FailureClass};
+use crate::script::prelude::*;
+
+#[derive(Clone, Debug)]
+pub(in crate::script) struct HostError {
+    pub kind: &'static str,
+    pub class: FailureClass,
+    pub message: String,
+    pub status: Option<u16>,
+    pub retry_after: Option<Duration>,
+    pub body: String,
+}
+
+impl HostError {
+    pub fn new(kind: &'static str, class: FailureClass, message: impl Into<String>) -> Self {
+        Self { kind, class, message: message.into(), status: None, retry_after: None, body: String::new() }
+    }
+
+    /// More came than is allowed, which it would again.
+    pub fn limit(message: impl Into<String>) -> Self {
+        Self::new("limit", FailureClass::Fatal, message)
+    }
+
+    pub fn failure(&self) -> Failure {
+        Failure { retry_after: self.retry_after.map(Seconds::new), ..Failure::new(self.class, &self.message) }
+    }
+}
+
+/// What the status of an answer means for the job that asked.
+fn class_of(status: u16) -> FailureClass {
+    match status {
+        401..=403 => FailureClass::Account,
+        408 | 409 | 423 | 425 | 429 | 500.. => FailureClass::Retryable,
+        _ => FailureClass::Fatal,
+    }
+}
+
+impl From<HttpError> for HostError {
+    fn from(cause: HttpError) -> Self {
+        let (kind, class) = match cause.kind {
+            HttpErrorKind::Timeout => ("timeout", FailureClass::Retryable),
+            HttpErrorKind::Connect => ("connect", FailureClass::Retryable),
+            HttpErrorKind::Status => ("status", class_of(cause.status.unwrap_or_default())),
+            HttpErrorKind::Limit => ("limit", FailureClass::Fatal),
+            HttpErrorKind::Invalid => ("invalid", FailureClass::Fatal),
+            HttpErrorKind::Data => ("data", FailureClass::Retryable),
+        };
+        let HttpError { message, status, retry_after, body, .. } = cause;
+        Self { kind, class, message, status, retry_after, body }
+    }
+}
+
+impl From<HostError> for Box<EvalAltResult> {
+    fn from(cause: HostError) -> Self {
+        EvalAltResult::ErrorRuntime(Dynamic::from(cause), Position::NONE).into()
+    }
+}
+
+pub(super) fn module() -> Module {
+    exported_module!(functions)
+}
+
+/// What `http::` throws: `try { ... } catch (e) { if e.kind == "timeout" { ... } }`.
+#[export_module]
+mod functions {
+    pub type HostError = super::HostError;
+
+    /// What went wrong: `"connect"`, `"timeout"`, `"status"` (the answer says no), `"limit"` (more came than is allowed),
+    /// `"data"` (what came is not what was announced), `"invalid"` (the request makes no sense).
+    #[rhai_fn(get = "kind", pure)]
+    pub fn error_kind(cause: &mut HostError) -> ImmutableString {
+        cause.kind.into()
+    }
+
+    /// The status of the answer; `()` where there was none.
+    #[rhai_fn(get = "status", pure)]
+    pub fn error_status(cause: &mut HostError) -> Dynamic {
+        cause.status.map_or(Dynamic::UNIT, |status| i64::from(status).into())
+    }
+
+    /// What a person reads. Names no secret, and of addresses neither login nor query.
+    #[rhai_fn(get = "message", pure)]
+    pub fn error_message(cause: &mut HostError) -> String {
+        cause.message.clone()
+    }
+
+    /// How long the server asks to wait, in seconds; `()` where it does not.
+    #[rhai_fn(get = "retry_after", pure)]
+    pub fn error_retry_after(cause: &mut HostError) -> Dynamic {
+        cause.retry_after.map_or(Dynamic::UNIT, |wait| wait.as_secs_f64().into())
+    }
+
+    /// The first 64 KiB of the body of the answer, as text.
+    #[rhai_fn(get = "body", pure)]
+    pub fn error_body(cause: &mut HostError) -> String {
+        cause.body.clone()
+    }
+
+    /// The message.
+    #[rhai_fn(name = "to_string", pure)]
+    pub fn error_to_string(cause: &mut HostError) -> String {
+        cause.message.clone()
+    }
+
+    /// The message.
+    #[rhai_fn(name = "to_debug", pure)]
+    pub fn error_to_debug(cause: &mut HostError) -> String {
+        cause.message.clone()
+    }
+}
