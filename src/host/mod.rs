@@ -15,6 +15,7 @@ mod state_dir;
 mod system;
 mod usage;
 mod watch;
+pub mod ws;
 
 pub use allocator::held_by_thread;
 pub use blobs::{BlobError, BlobRef, BlobStore};

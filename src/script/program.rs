@@ -21,6 +21,7 @@ use crate::base::{Name, Problem, Problems, SourceText, did_you_mean};
 use crate::host::Seen;
 use crate::host::http::HttpClients;
 use crate::host::process::Processes;
+use crate::host::ws::SharedSockets;
 use crate::queue::Failure;
 use crate::spec::FieldProblem;
 use crate::supervisor::SupervisorHandle;
@@ -39,10 +40,12 @@ pub struct ScriptHostConfig {
 }
 
 /// What primitives work with.
+#[derive(Clone)]
 pub(super) struct Deps {
     pub config: ScriptHostConfig,
     pub runtime: Handle,
     pub http: HttpClients,
+    pub sockets: SharedSockets,
 }
 
 /// Loads programs.
@@ -58,7 +61,7 @@ const LOAD_LIMIT: Duration = Duration::from_secs(2);
 impl ScriptHost {
     pub fn new(config: ScriptHostConfig) -> Self {
         let runtime = config.runtime.clone();
-        let deps = Deps { config, runtime, http: HttpClients::default() };
+        let deps = Deps { config, runtime, http: HttpClients::default(), sockets: SharedSockets::default() };
         Self { deps: Arc::new(deps), seen: Seen::default() }
     }
 
@@ -66,8 +69,8 @@ impl ScriptHost {
     #[must_use]
     pub fn for_directory(&self, machine_dir: PathBuf) -> Self {
         let config = ScriptHostConfig { machine_dir, ..self.deps.config.clone() };
-        let Deps { runtime, http, .. } = &*self.deps;
-        let deps = Deps { config, runtime: runtime.clone(), http: http.clone() };
+        // What is connected stays connected.
+        let deps = Deps { config, ..Deps::clone(&self.deps) };
         Self { deps: Arc::new(deps), seen: Seen::default() }
     }
 

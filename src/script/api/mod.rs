@@ -15,6 +15,7 @@ mod section;
 mod service;
 mod startup;
 mod time;
+mod ws;
 
 use rhai::Engine;
 
@@ -23,8 +24,10 @@ use super::types;
 pub(super) use blob::decode as decode_base64;
 pub(super) use failure::Thrown;
 pub(super) use fs::writable;
+pub(super) use http::Head;
 pub(super) use job::JobHandle;
 pub(super) use section::{Place, Section};
+pub(super) use ws::text_of;
 
 /// Everything that scripts have beyond the language, in the order of the reference.
 pub(super) fn sections() -> Vec<Section> {
@@ -39,6 +42,7 @@ pub(super) fn sections() -> Vec<Section> {
         Section::namespace("process", process::module()),
         Section::namespace("service", service::module()),
         Section::namespace("time", time::module()),
+        Section::namespace("ws", ws::module()),
         Section::words("Start-up sequence", startup::module()),
         Section::words("Waiting", time::words()),
         Section::words("Failures", failure::module()),

@@ -1,4 +1,4 @@
-//! `HostError`: what a primitive of the network throws. Scripts catch it and look at it; uncaught it decides about the job.
+//! `HostError`: what primitives of the network throw. Scripts catch it and look at it; uncaught it decides about the job.
 
 use std::time::Duration;
 
@@ -68,7 +68,7 @@ pub(super) fn module() -> Module {
     exported_module!(functions)
 }
 
-/// What `http::` throws: `try { ... } catch (e) { if e.kind == "timeout" { ... } }`.
+/// What `http::` and `ws::` throw: `try { ... } catch (e) { if e.kind == "timeout" { ... } }`.
 #[export_module]
 mod functions {
     pub type HostError = super::HostError;

@@ -2,17 +2,23 @@
 
 mod blob;
 mod host_error;
+mod mask;
 mod pending_request;
 mod response;
 mod secret;
+mod subscription;
+mod web_socket;
 
 use super::api::Section;
 
 pub(super) use blob::{Blob, BlobWriter};
 pub(super) use host_error::HostError;
+pub(super) use mask::Mask;
 pub(super) use pending_request::PendingRequest;
 pub(super) use response::{BodyLimits, Response};
 pub(super) use secret::Secret;
+pub(super) use subscription::Subscription;
+pub(super) use web_socket::WebSocket;
 
 /// In the order of the reference.
 pub(super) fn sections() -> Vec<Section> {
@@ -22,5 +28,7 @@ pub(super) fn sections() -> Vec<Section> {
         Section::of_type("PendingRequest", pending_request::module()),
         Section::of_type("Response", response::module()),
         Section::of_type("Secret", secret::module()),
+        Section::of_type("Subscription", subscription::module()),
+        Section::of_type("WebSocket", web_socket::module()),
     ]
 }

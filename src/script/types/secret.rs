@@ -64,8 +64,8 @@ pub(super) fn module() -> Module {
     exported_module!(functions)
 }
 
-/// Secrets are used as values of `headers`, `auth` and `proxy` of `http::`, and of `env` of `process::run`. Everywhere
-/// else they show as `[redacted]`.
+/// Secrets are used as values of `headers`, `auth` and `proxy` of `http::` and `ws::`, and of `env` of `process::run`.
+/// Everywhere else they show as `[redacted]`.
 #[export_module]
 mod functions {
     pub type Secret = super::Secret;

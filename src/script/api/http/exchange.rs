@@ -38,7 +38,7 @@ enum Allowed {
 impl Exchange {
     pub async fn run(self) -> Result<Response, HostError> {
         let what = format!("{} {}", self.request.method, shown(&self.request.url));
-        let response = send(&self.client, &self.request).await.map_err(|cause| self.head.hide(cause.into()))?;
+        let response = send(&self.client, &self.request).await.map_err(|cause| self.head.mask.error(cause))?;
         let status = response.status().as_u16();
         let allowed = match &self.allow {
             Allowed::All => true,
@@ -46,7 +46,7 @@ impl Exchange {
         };
         if !allowed {
             // Hidden before it is cut: half a secret is one, too.
-            let mut cause = self.head.hide(refusal(response, &what).await.into());
+            let mut cause = self.head.mask.error(refusal(response, &what).await);
             let excerpt: String = cause.body.split_whitespace().collect::<Vec<_>>().join(" ");
             if !excerpt.is_empty() {
                 cause.message = format!("{}: {}", cause.message, &excerpt[..excerpt.floor_char_boundary(EXCERPT)]);

@@ -9,7 +9,7 @@ use crate::host::http::ClientOptions;
 use crate::script::call::{ScriptResult, error};
 use crate::script::options::{Options, Word};
 use crate::script::prelude::*;
-use crate::script::types::{HostError, Secret};
+use crate::script::types::{Mask, Secret};
 
 /// Of a certificate file.
 const MAX_CA: u64 = 1024 * 1024;
@@ -17,61 +17,47 @@ const MAX_CA: u64 = 1024 * 1024;
 pub(in crate::script) struct Head {
     pub headers: HeaderMap,
     pub way: ClientOptions,
-    /// What the request carries and nobody may see.
-    secrets: Vec<Secret>,
+    /// What the request carries.
+    pub mask: Mask,
 }
 
 impl Head {
     /// Takes `headers`, `auth`, `proxy` and `ca`.
     pub fn read(options: &mut Options) -> ScriptResult<Self> {
         let what = options.what();
-        let (mut headers, mut secrets) = (HeaderMap::new(), Vec::new());
+        let (mut headers, mut mask) = (HeaderMap::new(), Mask::default());
         for (name, value) in options.map("headers")?.unwrap_or_default() {
-            let (name, value) = header(what, &name, &value, &mut secrets)?;
+            let (name, value) = header(what, &name, &value, &mut mask)?;
             headers.append(name, value);
         }
         if let Some(auth) = options.map("auth")? {
-            headers.insert(AUTHORIZATION, authorization(auth, &mut secrets)?);
+            headers.insert(AUTHORIZATION, authorization(auth, &mut mask)?);
         }
         let proxy = options.word("proxy")?;
-        secrets.extend(proxy.as_ref().and_then(Word::secret).cloned());
+        proxy.iter().filter_map(Word::secret).for_each(|secret| mask.add(secret.clone()));
         let ca = options.text("ca")?.map(|path| certificates(what, &path)).transpose()?;
         let way = ClientOptions { proxy: proxy.map(|word| word.text().to_owned()), ca };
-        Ok(Self { headers, way, secrets })
-    }
-
-    /// Servers may send back what they were sent.
-    pub fn hide(&self, mut cause: HostError) -> HostError {
-        cause.message = self.hide_in(&cause.message);
-        cause.body = self.hide_in(&cause.body);
-        cause
-    }
-
-    pub fn hide_in(&self, text: &str) -> String {
-        self.secrets.iter().fold(text.to_owned(), |text, secret| secret.hide_in(&text))
+        Ok(Self { headers, way, mask })
     }
 }
 
-fn header(
-    what: &str,
-    name: &str,
-    value: &Dynamic,
-    secrets: &mut Vec<Secret>,
-) -> ScriptResult<(HeaderName, HeaderValue)> {
+fn header(what: &str, name: &str, value: &Dynamic, mask: &mut Mask) -> ScriptResult<(HeaderName, HeaderValue)> {
     let wrong = |why: &str| error(format!("{what}: the header {name:?} {why}"));
     let key = HeaderName::from_bytes(name.as_bytes()).map_err(|_| wrong("has no valid name"))?;
     let word = Word::read(value).ok_or_else(|| wrong("must be a text, a number or a secret"))?;
     let mut text = HeaderValue::from_str(word.text()).map_err(|_| wrong("has a value that no header can have"))?;
     if let Some(secret) = word.secret() {
         text.set_sensitive(true);
-        secrets.push(secret.clone());
+        mask.add(secret.clone());
         // `Bearer KEY`: a server that sends the key back may leave the scheme out.
-        secrets.extend(secret.reveal().split_once(' ').map(|(_, rest)| Secret::new(rest)));
+        if let Some((_, rest)) = secret.reveal().split_once(' ') {
+            mask.add(Secret::new(rest));
+        }
     }
     Ok((key, text))
 }
 
-fn authorization(auth: Map, secrets: &mut Vec<Secret>) -> ScriptResult<HeaderValue> {
+fn authorization(auth: Map, mask: &mut Mask) -> ScriptResult<HeaderValue> {
     let mut auth = Options::new("auth", auth);
     let bearer = auth.word("bearer")?;
     let (user, password) = (auth.word("user")?, auth.word("password")?);
@@ -84,9 +70,9 @@ fn authorization(auth: Map, secrets: &mut Vec<Secret>) -> ScriptResult<HeaderVal
         _ => return Err(error("auth: write #{ bearer: .. } or #{ user: .., password: .. }")),
     };
     auth.finish()?;
-    secrets.extend([bearer, user, password].iter().flatten().filter_map(|word| word.secret().cloned()));
+    [bearer, user, password].iter().flatten().filter_map(Word::secret).for_each(|secret| mask.add(secret.clone()));
     // What was sent, too, for servers that send it back.
-    secrets.push(Secret::new(text.split_once(' ').map_or("", |(_, rest)| rest)));
+    mask.add(Secret::new(text.split_once(' ').map_or("", |(_, rest)| rest)));
     let mut value =
         HeaderValue::from_str(&text).map_err(|_| error("auth: it has characters that no header can have"))?;
     value.set_sensitive(true);

@@ -8,6 +8,8 @@ mod retry;
 
 use reqwest::Method;
 
+pub(in crate::script) use head::Head;
+
 use crate::script::call::{Call, ScriptResult, error};
 use crate::script::prelude::*;
 use crate::script::types::{PendingRequest, Response};
@@ -23,7 +25,10 @@ pub(super) fn module() -> Module {
 /// |---|---|---|
 /// | `headers` | map of texts, numbers and secrets | |
 /// | `query` | map, added to the address; an array gives a name several times | |
-/// | `json`, `form`, `multipart`, `body` | the body, one of them: data; a map of texts; parts, see the guide; a text or a blob | none |
+/// | `json` | the body: data as JSON | |
+/// | `form` | the body: map of texts and numbers | |
+/// | `multipart` | the body: parts, see the guide | |
+/// | `body` | the body: a text or a blob | |
 /// | `auth` | `#{ bearer: .. }` or `#{ user: .., password: .. }`, texts or secrets | none |
 /// | `timeout` | of one try, up to the head of the answer | 10 min |
 /// | `idle` | the longest silence while the body comes | 60 s |
