@@ -15,6 +15,7 @@ mod hooks;
 mod lint;
 mod locate;
 mod options;
+mod part_file;
 mod prelude;
 mod program;
 mod reference;

@@ -21,6 +21,8 @@ use crate::base::{Name, Problem, Problems, SourceText, did_you_mean};
 use crate::host::Seen;
 use crate::host::http::HttpClients;
 use crate::host::process::Processes;
+use crate::host::redis::RedisConnections;
+use crate::host::storage::Storages;
 use crate::host::ws::SharedSockets;
 use crate::queue::Failure;
 use crate::spec::FieldProblem;
@@ -46,6 +48,8 @@ pub(super) struct Deps {
     pub runtime: Handle,
     pub http: HttpClients,
     pub sockets: SharedSockets,
+    pub storages: Storages,
+    pub redis: RedisConnections,
 }
 
 /// Loads programs.
@@ -61,7 +65,14 @@ const LOAD_LIMIT: Duration = Duration::from_secs(2);
 impl ScriptHost {
     pub fn new(config: ScriptHostConfig) -> Self {
         let runtime = config.runtime.clone();
-        let deps = Deps { config, runtime, http: HttpClients::default(), sockets: SharedSockets::default() };
+        let deps = Deps {
+            config,
+            runtime,
+            http: HttpClients::default(),
+            sockets: SharedSockets::default(),
+            storages: Storages::default(),
+            redis: RedisConnections::default(),
+        };
         Self { deps: Arc::new(deps), seen: Seen::default() }
     }
 

@@ -4,6 +4,7 @@
 pub mod http;
 pub mod machine;
 pub mod redis;
+pub mod s3;
 pub mod script;
 pub mod web;
 

@@ -108,7 +108,7 @@ fn read(path: &str) -> ScriptResult<Vec<u8>> {
     std::fs::read(&path).map_err(|cause| failed(&path, &cause))
 }
 
-pub(super) fn readable(path: &str) -> ScriptResult<PathBuf> {
+pub(in crate::script) fn readable(path: &str) -> ScriptResult<PathBuf> {
     let call = Call::current()?;
     let config = &call.deps.config;
     let base = call.work_dir.clone().unwrap_or_else(|| config.machine_dir.clone());

@@ -11,9 +11,11 @@ mod job;
 mod json;
 mod log;
 mod process;
+mod redis;
 mod section;
 mod service;
 mod startup;
+mod storage;
 mod time;
 mod ws;
 
@@ -23,7 +25,7 @@ use super::types;
 
 pub(super) use blob::decode as decode_base64;
 pub(super) use failure::Thrown;
-pub(super) use fs::writable;
+pub(super) use fs::{readable, writable};
 pub(super) use http::Head;
 pub(super) use job::JobHandle;
 pub(super) use section::{Place, Section};
@@ -40,7 +42,9 @@ pub(super) fn sections() -> Vec<Section> {
         Section::namespace("json", json::module()),
         Section::namespace("log", log::module()),
         Section::namespace("process", process::module()),
+        Section::namespace("redis", redis::module()),
         Section::namespace("service", service::module()),
+        Section::namespace("storage", storage::module()),
         Section::namespace("time", time::module()),
         Section::namespace("ws", ws::module()),
         Section::words("Start-up sequence", startup::module()),

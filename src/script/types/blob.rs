@@ -17,6 +17,7 @@ use sha2::{Digest, Sha256};
 
 use crate::script::api::writable;
 use crate::script::call::{Call, ScriptResult, error, terminated};
+use crate::script::part_file::PartFile;
 
 /// More than this lies in a file.
 const IN_MEMORY: usize = 1024 * 1024;
@@ -109,14 +110,14 @@ impl Blob {
     }
 
     /// Hands all of it to `take`, a piece at a time, no longer than the call may last.
-    fn each_chunk(&self, call: &Call, mut take: impl FnMut(&[u8]) -> io::Result<()>) -> ScriptResult<()> {
+    fn each_chunk(&self, call: &Call, mut take: impl FnMut(&[u8]) -> ScriptResult<()>) -> ScriptResult<()> {
         let mut at = 0;
         while at < self.len {
             if let Some(why) = call.interruption() {
                 return Err(terminated(why));
             }
             let chunk = self.read_at(at, CHUNK).map_err(|cause| error(format!("the blob cannot be read: {cause}")))?;
-            take(&chunk).map_err(|cause| error(cause.to_string()))?;
+            take(&chunk)?;
             at += chunk.len() as u64;
         }
         Ok(())
@@ -124,15 +125,9 @@ impl Blob {
 
     /// Replaces `path` by a file with this content, at once and never in part.
     fn save_to(&self, call: &Call, path: &Path) -> ScriptResult<()> {
-        let failed = |cause: io::Error| error(format!("{}: {cause}", path.display()));
-        let part = path.with_file_name(format!(".{}.part", uuid::Uuid::new_v4().simple()));
-        let mut file = File::create(&part).map_err(failed)?;
-        let written = self.each_chunk(call, |chunk| file.write_all(chunk));
-        let outcome = written.and_then(|()| std::fs::rename(&part, path).map_err(failed));
-        if outcome.is_err() {
-            let _ = std::fs::remove_file(&part);
-        }
-        outcome
+        let mut file = PartFile::create(path)?;
+        self.each_chunk(call, |chunk| file.write(chunk))?;
+        file.finish("blob.save", None).map(drop)
     }
 }
 

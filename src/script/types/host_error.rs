@@ -6,6 +6,8 @@ use rhai::{EvalAltResult, Position};
 
 use crate::base::Seconds;
 use crate::host::http::{HttpError, HttpErrorKind};
+use crate::host::redis::{RedisFault, RedisFaultKind};
+use crate::host::storage::{StorageError, StorageErrorKind};
 use crate::queue::{Failure, FailureClass};
 use crate::script::prelude::*;
 
@@ -58,6 +60,33 @@ impl From<HttpError> for HostError {
     }
 }
 
+impl From<StorageError> for HostError {
+    fn from(cause: StorageError) -> Self {
+        let (kind, class) = match cause.kind {
+            StorageErrorKind::Missing => ("missing", FailureClass::Fatal),
+            StorageErrorKind::Denied => ("denied", FailureClass::Account),
+            StorageErrorKind::Limit => ("limit", FailureClass::Fatal),
+            StorageErrorKind::Invalid => ("invalid", FailureClass::Fatal),
+            StorageErrorKind::Connect => ("connect", FailureClass::Retryable),
+        };
+        Self::new(kind, class, cause.message)
+    }
+}
+
+impl From<RedisFault> for HostError {
+    fn from(cause: RedisFault) -> Self {
+        let (kind, class) = match cause.kind {
+            RedisFaultKind::Connect => ("connect", FailureClass::Retryable),
+            RedisFaultKind::Timeout => ("timeout", FailureClass::Retryable),
+            RedisFaultKind::Busy => ("busy", FailureClass::Retryable),
+            RedisFaultKind::Denied => ("denied", FailureClass::Account),
+            RedisFaultKind::Refused => ("refused", FailureClass::Fatal),
+            RedisFaultKind::Invalid => ("invalid", FailureClass::Fatal),
+        };
+        Self::new(kind, class, cause.message)
+    }
+}
+
 impl From<HostError> for Box<EvalAltResult> {
     fn from(cause: HostError) -> Self {
         EvalAltResult::ErrorRuntime(Dynamic::from(cause), Position::NONE).into()
@@ -68,13 +97,15 @@ pub(super) fn module() -> Module {
     exported_module!(functions)
 }
 
-/// What `http::` and `ws::` throw: `try { ... } catch (e) { if e.kind == "timeout" { ... } }`.
+/// What `http::`, `ws::`, `storage::` and `redis::` throw: `try { ... } catch (e) { if e.kind == "timeout" { ... } }`.
 #[export_module]
 mod functions {
     pub type HostError = super::HostError;
 
     /// What went wrong: `"connect"`, `"timeout"`, `"status"` (the answer says no), `"limit"` (more came than is allowed),
-    /// `"data"` (what came is not what was announced), `"invalid"` (the request makes no sense).
+    /// `"data"` (what came is not what was announced), `"invalid"` (the request makes no sense); of a
+    /// store or a Redis also `"missing"` (no such object), `"denied"` (the credentials allow less), `"busy"` (not now),
+    /// `"refused"` (the server says no).
     #[rhai_fn(get = "kind", pure)]
     pub fn error_kind(cause: &mut HostError) -> ImmutableString {
         cause.kind.into()

@@ -1,20 +1,19 @@
 //! `Response`: the answer to a request. Its body is read when somebody wants it: into a blob, into a file, or event by
 //! event while it comes.
 
-use std::io::Write;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap};
 use rhai::{EvalAltResult, FnPtr};
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 
 use super::{Blob, BlobWriter, HostError};
 use crate::host::http::{SseParser, next_chunk};
 use crate::script::api::{decode_base64, writable};
 use crate::script::call::{Call, ScriptResult, error};
 use crate::script::options::Options;
+use crate::script::part_file::PartFile;
 use crate::script::prelude::*;
 
 /// A line of a stream of lines.
@@ -206,40 +205,18 @@ impl Response {
         let max = options.size("max")?.or(self.0.limits.max_saved).unwrap_or(u64::MAX);
         let wanted = options.text("sha256")?;
         options.finish()?;
-        let target = writable(path)?;
-        let failed = |cause: std::io::Error| error(format!("{}: {cause}", target.display()));
         if self.announced().is_some_and(|length| length > max) {
             return Err(self.too_large(max).into());
         }
-        let part = target.with_file_name(format!(".{}.part", uuid::Uuid::new_v4().simple()));
-        let mut file = std::fs::File::create(&part).map_err(failed)?;
-        let (mut written, mut hasher) = (0, Sha256::new());
-        let outcome = self.each_piece(&call, |piece| {
-            written += piece.len() as u64;
-            if written > max {
+        let mut file = PartFile::create(&writable(path)?)?;
+        self.each_piece(&call, |piece| {
+            if file.written() + piece.len() as u64 > max {
                 return Err(self.too_large(max).into());
             }
-            if wanted.is_some() {
-                hasher.update(piece);
-            }
-            file.write_all(piece).map_err(failed)?;
+            file.write(piece)?;
             Ok(true)
-        });
-        let outcome = outcome.and_then(|_| {
-            let sum = hasher.finalize().iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
-            match &wanted {
-                Some(wanted) if !wanted.eq_ignore_ascii_case(&sum) => {
-                    let message = format!("{}: the SHA-256 of the body is {sum}, wanted is {wanted}", self.0.what);
-                    Err(HostError::new("data", crate::queue::FailureClass::Retryable, message).into())
-                }
-                _ => std::fs::rename(&part, &target).map_err(failed),
-            }
-        });
-        if let Err(cause) = outcome {
-            let _ = std::fs::remove_file(&part);
-            return Err(cause);
-        }
-        Ok(i64::try_from(written).unwrap_or(i64::MAX))
+        })?;
+        file.finish(&self.0.what, wanted.as_deref())
     }
 }
 

@@ -30,6 +30,14 @@ impl Secret {
         if self.0.is_empty() { text.to_owned() } else { text.replace(self.reveal(), "[redacted]") }
     }
 
+    /// The secret `name`, for a primitive.
+    pub fn of_environment(name: &str) -> ScriptResult<Self> {
+        Call::current()?;
+        Self::read(name, |name| std::env::var_os(name)).map_err(error)?.ok_or_else(|| {
+            error(format!("the secret {name} is not there: set the environment variable {name}, or {name}_FILE"))
+        })
+    }
+
     /// From the environment variable `name`, else from the file that `name` with `_FILE` added names, which is how
     /// Docker and Kubernetes hand secrets over.
     fn read(name: &str, environment: impl Fn(&str) -> Option<OsString>) -> Result<Option<Self>, String> {
@@ -64,8 +72,8 @@ pub(super) fn module() -> Module {
     exported_module!(functions)
 }
 
-/// Secrets are used as values of `headers`, `auth` and `proxy` of `http::` and `ws::`, and of `env` of `process::run`.
-/// Everywhere else they show as `[redacted]`.
+/// Secrets are used as values of `headers`, `auth` and `proxy` of `http::` and `ws::`, of `env` of `process::run`, and as
+/// credentials of `storage::` and `redis::`. Everywhere else they show as `[redacted]`.
 #[export_module]
 mod functions {
     pub type Secret = super::Secret;
@@ -81,10 +89,7 @@ mod functions {
     /// ```
     #[rhai_fn(return_raw)]
     pub fn secret(name: &str) -> ScriptResult<Secret> {
-        Call::current()?;
-        Secret::read(name, |name| std::env::var_os(name)).map_err(error)?.ok_or_else(|| {
-            error(format!("the secret {name} is not there: set the environment variable {name}, or {name}_FILE"))
-        })
+        Secret::of_environment(name)
     }
 
     /// Whether there is a secret `name`.
