@@ -370,7 +370,10 @@ async fn a_request_runs_while_the_script_does_something_else() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn proxies_and_certificates_are_used_as_told() {
-    let (web, bench) = (Web::start().await, bench());
+    let (web, dir) = (Web::start().await, tempfile::tempdir().unwrap());
+    let (secure, ca) = tls_in_front(web.address, dir.path()).await;
+    // The bench's reaper waits for every child of the process from now on.
+    let bench = bench();
     let (proxy, heads) = raw_server("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nproxy").await;
     let via = format!("http::get(\"http://far.invalid/x\", #{{ proxy: \"http://me:pass@{proxy}\" }}).text()");
     assert_eq!(bench.run(&via).await.unwrap(), json!("proxy"));
@@ -380,7 +383,6 @@ async fn proxies_and_certificates_are_used_as_told() {
         "{head}"
     );
 
-    let (secure, ca) = tls_in_front(web.address, bench.dir.path()).await;
     let url = format!("https://localhost:{}/echo", secure.port());
     let trusted = format!("http::get(\"{url}\", #{{ ca: \"{}\" }}).status", ca.display());
     assert_eq!(bench.run(&trusted).await.unwrap(), json!(200));

@@ -178,7 +178,7 @@ async fn scripts_keep_data_in_a_redis() {
          out.push([r.hset(\"h\", \"f\", \"v\"), r.hset(\"h\", #{{ g: 2 }}), r.hget(\"h\", \"g\"), r.hget(\"h\", \"x\"), r.hgetall(\"h\"), r.hgetall(\"x\")]);
          out.push([r.lpush(\"l\", 1), r.lpush(\"l\", [2, \"3\"]), r.rpop(\"l\"), r.rpop(\"none\")]);
          out.push([r.publish(\"c\", \"hi\"), r.xadd(\"s\", #{{ a: 1 }}, #{{ max: 10 }}).contains(\"-\")]);
-         out.push(r.eval(\"return {{KEYS[1], ARGV[1], tonumber(ARGV[2])}}\", [\"k\"], [\"x\", 7]));
+         out.push(r.lua(\"return {{KEYS[1], ARGV[1], tonumber(ARGV[2])}}\", [\"k\"], [\"x\", 7]));
          out.push([r.command([\"TTL\", \"p:n\"]) > 3500, r.command([\"HGETALL\", \"p:h\"]), r.command([\"EXISTS\", \"n\"]), r.command([\"PING\"])]);
          r.set(\"b\", blob::from_base64(\"/wD+\")); out.push(r.get(\"b\").base64());
          out",
@@ -199,13 +199,14 @@ async fn scripts_keep_data_in_a_redis() {
             "/wD+"
         ])
     );
-    assert_eq!(server.command(&["GET", "p:n"]), "42\n");
+    let whole = format!("redis::connect(\"{}\").get(\"p:n\")", server.url());
+    assert_eq!(bench.run(&whole).await.unwrap(), json!("42"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn errors_of_a_redis_decide_and_show_no_secret() {
-    let (mut server, bench) = (RedisServer::start(&[]), bench());
-    let denied = format!("redis::connect(\"redis://:hunter2@127.0.0.1:{}/\").get(\"a\")", server.port);
+    let (server, bench) = (RedisServer::start(&[]), bench());
+    let denied = format!("redis::connect(\"redis://nobody:hunter2@127.0.0.1:{}/\").get(\"a\")", server.port);
     for (call, kind, class) in [
         (format!("{} r.set(\"t\", \"x\"); r.incr(\"t\")", redis(&server)), "refused", FailureClass::Fatal),
         (format!("{} r.command([\"BLPOP\", \"l\", 0])", redis(&server)), "invalid", FailureClass::Fatal),
@@ -231,14 +232,23 @@ async fn errors_of_a_redis_decide_and_show_no_secret() {
     // The connection comes back with the server.
     let alive = format!("{} r.incr(\"alive\")", redis(&server));
     assert_eq!(bench.run(&alive).await.unwrap(), json!(1));
-    server.kill();
+    // The bench's reaper has waited for the server.
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(server.pid()).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
     let failure = bench.run(&alive).await.unwrap_err();
     assert_eq!(failure.class, FailureClass::Retryable, "{failure}");
-    server.restart();
+    let again = std::process::Command::new("redis-server")
+        .args(["--port", &server.port.to_string(), "--save", ""])
+        .current_dir(bench.dir.path())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
     let deadline = Instant::now() + Duration::from_secs(20);
     while bench.run(&alive).await.is_err() {
         assert!(Instant::now() < deadline, "the connection never comes back");
     }
+    let again = nix::unistd::Pid::from_raw(i32::try_from(again.id()).unwrap());
+    nix::sys::signal::kill(again, nix::sys::signal::Signal::SIGKILL).unwrap();
 }
 
 /// Cancels a job while it is blocked in `body`; how long it took to end.
@@ -262,10 +272,12 @@ async fn time_to_cancel(bench: &Bench, body: &str) -> Duration {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn cancel_and_deadline_end_whatever_blocks() {
-    let (server, s3, bench) = (RedisServer::start(&[]), S3::start().await, bench());
+    let (server, s3) = (RedisServer::start(&[]), S3::start().await);
     s3.stuck.store(true, Ordering::SeqCst);
     let store = open(&s3);
     server.command(&["CLIENT", "PAUSE", "60000"]);
+    // The bench's reaper waits for every child of the process from now on.
+    let bench = bench();
     for body in [
         format!("{} r.get(\"a\")", redis(&server).replace("prefix: \"p:\"", "timeout: \"1h\"")),
         format!("{store}.get(\"x\")"),

@@ -115,6 +115,8 @@ impl RedisConnections {
         if let Some(connection) = connections.get(url) {
             return Ok(connection.clone());
         }
+        // Fails where one is installed already, which is as good.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let shown: Arc<str> = shown(url).into();
         let invalid = |why: &dyn fmt::Display| RedisFault::new(RedisFaultKind::Invalid, format!("{shown}: {why}"));
         let info = url.into_connection_info().map_err(|_| {
@@ -153,7 +155,7 @@ impl RedisConnection {
             command.arg(word.as_slice());
         }
         let mut manager = self.manager.clone();
-        match tokio::time::timeout(limit, manager.send_packed_command(&command)).await {
+        match tokio::time::timeout(limit, command.query_async::<Value>(&mut manager)).await {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(cause)) => {
                 let fault = RedisFault::of(&self.shown, &cause);

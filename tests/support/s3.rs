@@ -119,8 +119,14 @@ async fn serve(
         }
         ("PUT", Some(id)) => {
             let number = query["partNumber"].parse().unwrap();
-            uploads.get_mut(id).unwrap().1.insert(number, body);
-            [("etag", format!("\"p{number}\""))].into_response()
+            match uploads.get_mut(id) {
+                Some((_, parts)) => {
+                    parts.insert(number, body);
+                    [("etag", format!("\"p{number}\""))].into_response()
+                }
+                // It was taken back.
+                None => StatusCode::NOT_FOUND.into_response(),
+            }
         }
         ("POST", Some(id)) => {
             let (object, parts) = uploads.remove(id).unwrap();

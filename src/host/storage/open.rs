@@ -88,6 +88,8 @@ impl Storage {
             let shown = url.trim_end_matches('/').into();
             return Ok(Self { store: Arc::new(store), signer: None, root: Path::ROOT, shown, keeps_attributes: false });
         }
+        // Fails where one is installed already, which is as good.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let parsed = Url::parse(url).map_err(|cause| invalid(&cause))?;
         let (scheme, root) = ObjectStoreScheme::parse(&parsed).map_err(|cause| invalid(&cause))?;
         // Later ones count: what the script says comes after the environment.

@@ -1,12 +1,13 @@
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use futures_util::stream::FuturesUnordered;
 use futures_util::{Stream, StreamExt, TryStreamExt};
 use object_store::path::Path;
 use object_store::signer::Method;
 use object_store::{
     Attribute, AttributeValue, Attributes, GetOptions, GetResult, MultipartUpload, ObjectMeta, ObjectStore,
-    ObjectStoreExt, PutMultipartOptions, PutOptions, PutPayload, WriteMultipart,
+    ObjectStoreExt, PutMultipartOptions, PutOptions, PutPayload, PutPayloadMut, UploadPart,
 };
 use sha2::{Digest, Sha256};
 
@@ -36,12 +37,53 @@ pub struct Put {
     pub etag: Option<String>,
 }
 
-/// Takes an unfinished upload back, so that its parts are not kept, and paid for, for ever.
-struct Unfinished(Option<WriteMultipart>);
+/// An upload in parts, which is taken back unless it is finished: its parts would be kept, and paid for, for ever.
+struct Parts {
+    upload: Option<Box<dyn MultipartUpload>>,
+    size: usize,
+    waiting: PutPayloadMut,
+    on_their_way: FuturesUnordered<UploadPart>,
+}
 
-impl Drop for Unfinished {
+impl Parts {
+    fn new(upload: Box<dyn MultipartUpload>, length: u64) -> Self {
+        let size = usize::try_from(length.div_ceil(MAX_PARTS)).unwrap_or(usize::MAX).max(PART);
+        let (waiting, on_their_way) = (PutPayloadMut::default(), FuturesUnordered::new());
+        Self { upload: Some(upload), size, waiting, on_their_way }
+    }
+
+    async fn add(&mut self, piece: Bytes) -> object_store::Result<()> {
+        self.waiting.push(piece);
+        if self.waiting.content_length() < self.size {
+            return Ok(());
+        }
+        self.begin_part();
+        while self.on_their_way.len() >= AT_ONCE {
+            self.on_their_way.try_next().await?;
+        }
+        Ok(())
+    }
+
+    fn begin_part(&mut self) {
+        let part = std::mem::take(&mut self.waiting).freeze();
+        if let Some(upload) = self.upload.as_mut().filter(|_| part.content_length() > 0) {
+            self.on_their_way.push(upload.put_part(part));
+        }
+    }
+
+    async fn finish(mut self) -> object_store::Result<Option<String>> {
+        self.begin_part();
+        while self.on_their_way.try_next().await?.is_some() {}
+        let Some(upload) = &mut self.upload else { return Ok(None) };
+        let result = upload.complete().await?;
+        self.upload = None;
+        Ok(result.e_tag)
+    }
+}
+
+impl Drop for Parts {
     fn drop(&mut self) {
-        let Some(upload) = self.0.take() else { return };
+        let Some(mut upload) = self.upload.take() else { return };
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move {
                 // What fails here is swept by the bucket's own rules, if at all.
@@ -79,32 +121,27 @@ impl Storage {
             }
         }
         let mut hasher = Sha256::new();
-        let result = if length <= PART as u64 {
+        let etag = if length <= PART as u64 {
             let mut pieces = Vec::new();
             while let Some(piece) = content.try_next().await.map_err(unreadable)? {
                 hasher.update(&piece);
                 pieces.push(piece);
             }
             let options = PutOptions { attributes: kept, ..PutOptions::default() };
-            self.store.put_opts(&path, PutPayload::from_iter(pieces), options).await.map_err(self.failed(key))?
+            let put = self.store.put_opts(&path, PutPayload::from_iter(pieces), options).await;
+            put.map_err(self.failed(key))?.e_tag
         } else {
             let options = PutMultipartOptions { attributes: kept, ..PutMultipartOptions::default() };
             let upload = self.store.put_multipart_opts(&path, options).await.map_err(self.failed(key))?;
-            let mut upload = Unfinished(Some(parts_of(upload, length)));
+            let mut parts = Parts::new(upload, length);
             while let Some(piece) = content.try_next().await.map_err(unreadable)? {
                 hasher.update(&piece);
-                if let Some(upload) = &mut upload.0 {
-                    upload.wait_for_capacity(AT_ONCE).await.map_err(self.failed(key))?;
-                    upload.put(piece);
-                }
+                parts.add(piece).await.map_err(self.failed(key))?;
             }
-            match upload.0.take() {
-                Some(upload) => upload.finish().await.map_err(self.failed(key))?,
-                None => unreachable!("UNWRAP: it is taken here only"),
-            }
+            parts.finish().await.map_err(self.failed(key))?
         };
         let sha256 = hasher.finalize().iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
-        Ok(Put { sha256, etag: result.e_tag })
+        Ok(Put { sha256, etag })
     }
 
     /// The object, and its content while it comes.
@@ -114,7 +151,7 @@ impl Storage {
     ) -> Result<(Stored, impl Stream<Item = Result<Bytes, StorageError>> + Send + use<>), StorageError> {
         let found = self.store.get_opts(&self.path(key)?, GetOptions::default()).await.map_err(self.failed(key))?;
         let stored = self.stored(&found);
-        Ok((stored, found.into_stream().map(|piece| piece).map_err(self.failed(key))))
+        Ok((stored, found.into_stream().map_err(self.failed(key))))
     }
 
     /// The object without its content; none when it is not there.
@@ -167,9 +204,4 @@ impl Storage {
         };
         signer.signed_url(method, &path, lasts).await.map(String::from).map_err(self.failed(key))
     }
-}
-
-fn parts_of(upload: Box<dyn MultipartUpload>, length: u64) -> WriteMultipart {
-    let part = usize::try_from(length.div_ceil(MAX_PARTS)).unwrap_or(usize::MAX).max(PART);
-    WriteMultipart::new_with_chunk_size(upload, part)
 }

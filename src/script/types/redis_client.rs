@@ -254,11 +254,11 @@ mod functions {
     }
 
     /// Runs a Lua script with `KEYS` (the prefix is put before each) and `ARGV`.
-    #[rhai_fn(name = "eval", return_raw, pure)]
-    pub fn redis_eval(client: &mut RedisClient, script: &str, keys: Array, arguments: Array) -> ScriptResult<Dynamic> {
+    #[rhai_fn(name = "lua", return_raw, pure)]
+    pub fn redis_lua(client: &mut RedisClient, script: &str, keys: Array, arguments: Array) -> ScriptResult<Dynamic> {
         let mut words = vec![b"EVAL".to_vec(), script.as_bytes().to_vec(), keys.len().to_string().into_bytes()];
         for key in keys {
-            words.push(client.key(&key.into_string().map_err(|_| error("redis.eval: keys are texts"))?));
+            words.push(client.key(&key.into_string().map_err(|_| error("redis.lua: keys are texts"))?));
         }
         words.extend(all_bytes(&arguments)?);
         client.send(&words)

@@ -95,7 +95,12 @@ mod functions {
         perform("http::delete", Method::DELETE, url, options)
     }
 
-    /// Any request: `options` has `url`, and `method` (default `"GET"`), beside the others.
+    /// Any request. Beside the other options:
+    ///
+    /// | option | what | default |
+    /// |---|---|---|
+    /// | `url` | the address | required |
+    /// | `method` | of the request | `"GET"` |
     #[rhai_fn(return_raw)]
     pub fn request(options: Map) -> ScriptResult<Response> {
         let (method, url, options) = addressed("http::request", options)?;
@@ -103,7 +108,12 @@ mod functions {
     }
 
     /// Begins a request and gives back at once a handle on it, with `done()`, `wait()`, `wait("1s")` and `abort()`: for
-    /// servers that answer when all is done and are asked for progress meanwhile. `options` as of `request`.
+    /// servers that answer when all is done and are asked for progress meanwhile. Beside the other options:
+    ///
+    /// | option | what | default |
+    /// |---|---|---|
+    /// | `url` | the address | required |
+    /// | `method` | of the request | `"GET"` |
     #[rhai_fn(return_raw)]
     pub fn start(options: Map) -> ScriptResult<PendingRequest> {
         let (method, url, options) = addressed("http::start", options)?;
