@@ -237,7 +237,7 @@ async fn errors_of_a_redis_decide_and_show_no_secret() {
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
     let failure = bench.run(&alive).await.unwrap_err();
     assert_eq!(failure.class, FailureClass::Retryable, "{failure}");
-    let again = std::process::Command::new("redis-server")
+    let mut again = std::process::Command::new("redis-server")
         .args(["--port", &server.port.to_string(), "--save", ""])
         .current_dir(bench.dir.path())
         .stdout(std::process::Stdio::null())
@@ -247,8 +247,9 @@ async fn errors_of_a_redis_decide_and_show_no_secret() {
     while bench.run(&alive).await.is_err() {
         assert!(Instant::now() < deadline, "the connection never comes back");
     }
-    let again = nix::unistd::Pid::from_raw(i32::try_from(again.id()).unwrap());
-    nix::sys::signal::kill(again, nix::sys::signal::Signal::SIGKILL).unwrap();
+    again.kill().unwrap();
+    // Unless the reaper was faster.
+    let _ = again.wait();
 }
 
 /// Cancels a job while it is blocked in `body`; how long it took to end.

@@ -85,7 +85,7 @@ impl RedisFault {
     fn of(shown: &str, cause: &RedisError) -> Self {
         let kind = match cause.kind() {
             _ if cause.is_timeout() => RedisFaultKind::Timeout,
-            ErrorKind::AuthenticationFailed => RedisFaultKind::Denied,
+            ErrorKind::AuthenticationFailed | ErrorKind::Server(ServerErrorKind::NoPerm) => RedisFaultKind::Denied,
             ErrorKind::InvalidClientConfig => RedisFaultKind::Invalid,
             ErrorKind::Server(
                 ServerErrorKind::BusyLoading
@@ -94,7 +94,6 @@ impl RedisFault {
                 | ServerErrorKind::MasterDown
                 | ServerErrorKind::ReadOnly,
             ) => RedisFaultKind::Busy,
-            ErrorKind::Server(ServerErrorKind::NoPerm) => RedisFaultKind::Denied,
             ErrorKind::Server(_) | ErrorKind::Extension => match cause.code() {
                 Some("NOAUTH" | "WRONGPASS" | "NOPERM") => RedisFaultKind::Denied,
                 Some("OOM" | "BUSY" | "MISCONF" | "NOREPLICAS") => RedisFaultKind::Busy,

@@ -20,11 +20,14 @@ pub struct Object {
     pub cache_control: String,
 }
 
+/// An object that comes, and its parts so far.
+type Upload = (Object, BTreeMap<u32, Bytes>);
+
 #[derive(Clone)]
 pub struct S3 {
     address: SocketAddr,
     objects: Arc<Mutex<BTreeMap<String, Object>>>,
-    uploads: Arc<Mutex<HashMap<String, (Object, BTreeMap<u32, Bytes>)>>>,
+    uploads: Arc<Mutex<HashMap<String, Upload>>>,
     signatures: Arc<Mutex<Vec<String>>>,
     /// Parts that came.
     pub parts: Arc<AtomicUsize>,
