@@ -343,7 +343,7 @@ fn make_wheel(dir: &Path) -> std::path::PathBuf {
 fn a_shortage_calls_the_hook_and_holds_the_workers() {
     let script = r#"
 fn services(m) { [] }
-fn workers(m) { [ #{ name: "w", connector: "command" } ] }
+fn workers(m) { [ #{ name: "w", connector: "simulation" } ] }
 fn recover(m, shortage) { process::run(#{ argv: ["sh", "-c", `printf ${shortage.resource} > recovered`] }); }
 "#;
     // A mark that any disk is above.

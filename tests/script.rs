@@ -114,7 +114,7 @@ async fn what_is_thrown_decides() {
         ("fs::read_text(\"../../etc/passwd\")", FailureClass::Retryable, "outside"),
         ("fs::write_text(\"/tmp/elsewhere\", \"x\")", FailureClass::Retryable, "outside"),
         ("process::run(#{ argv: [\"no-such-program\"] })", FailureClass::Retryable, "is not there"),
-        ("process::run(#{ arg: [] })", FailureClass::Retryable, "arg"),
+        ("let options = #{ arg: [] }; process::run(options)", FailureClass::Retryable, "arg"),
     ] {
         let connector = bench.connector(&format!("fn run(job, ctx) {{ {body} }}"));
         let Failure { class: found, message: said, .. } =

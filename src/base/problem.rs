@@ -141,7 +141,8 @@ impl fmt::Display for Problem {
                 let text = text.replace('\t', " ");
                 write!(f, "\n{margin} |\n{} | {}", location.line, text.trim_end())?;
                 if let Some(column) = location.column {
-                    write!(f, "\n{margin} | {}^", " ".repeat(column.saturating_sub(1)))?;
+                    let before = column.saturating_sub(1);
+                    write!(f, "\n{margin} | {}{}", " ".repeat(before), "^".repeat(token_width(&text, before)))?;
                 }
             }
         }
@@ -153,6 +154,25 @@ impl fmt::Display for Problem {
         }
         Ok(())
     }
+}
+
+/// How many characters the word, number or text has that begins after `before` characters of the line.
+fn token_width(line: &str, before: usize) -> usize {
+    let rest: Vec<char> = line.chars().skip(before).collect();
+    let word = |c: &char| c.is_alphanumeric() || *c == '_';
+    let width = match rest.first() {
+        Some('"') => {
+            let mut escaped = false;
+            let end = rest.iter().skip(1).position(|c| {
+                let ends = *c == '"' && !escaped;
+                escaped = *c == '\\' && !escaped;
+                ends
+            });
+            end.map_or(1, |end| end + 2)
+        }
+        _ => rest.iter().take_while(|c| word(c)).count(),
+    };
+    width.max(1)
 }
 
 /// All that is wrong at once, so that nobody mends one line only to learn of the next.
@@ -225,7 +245,7 @@ mod tests {
          --> machine.rhai:2:5
           |
         2 |  [#{ comand: [] }]
-          |     ^
+          |     ^^^^^^
           = help: did you mean "command"?
         "#);
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
-use crate::base::{Name, Problem, Problems, did_you_mean};
+use crate::base::{Name, Problem, Problems, Severity, did_you_mean};
 use crate::host::process::find_program;
 use crate::host::{Mark, Seen};
 use crate::script::{ConnectorProgram, MachineContext, MachineProgram, ScriptHost};
@@ -118,8 +118,19 @@ async fn build_seen(inputs: &BuildInputs, number: u64, seen: &Seen) -> Result<Ge
     let script = settings.dir.join(&settings.machine.script);
     let scripts = inputs.host.recording(seen);
     let host = scripts.clone();
-    let program = blocking(move || host.load_machine(&script)).await?;
-    let mut problems = Problems::default();
+    let program = match blocking(move || host.load_machine(&script)).await {
+        Ok(program) => program,
+        // Which connectors it uses is unknown; those that lie beside it are looked at all the same.
+        Err(mut found) => {
+            for (name, path) in connectors_in(&settings.dir.join("connectors")) {
+                let host = scripts.clone();
+                let outcome = blocking(move || host.load_connector(&name, &path)).await;
+                found.extend(outcome.err().into_iter().flatten());
+            }
+            return Err(found);
+        }
+    };
+    let mut problems = program.warnings();
     let services = program.services(&context).await.unwrap_or_else(|found| collect(&mut problems, found));
     let workers = program.workers(&context).await.unwrap_or_else(|found| collect(&mut problems, found));
     let spec = match MachineSpec::check(&services, &workers, &gpu_refs(&context)) {
@@ -131,19 +142,26 @@ async fn build_seen(inputs: &BuildInputs, number: u64, seen: &Seen) -> Result<Ge
     };
     let mut connectors = BTreeMap::new();
     for name in spec.workers.iter().map(|worker| &worker.connector).collect::<BTreeSet<_>>() {
-        let loaded = match connector_path(&settings, name, seen) {
+        let loaded = match connector_path(&settings, &program, &spec, name, seen) {
             Ok(path) => {
                 let (host, name) = (scripts.clone(), name.clone());
                 blocking(move || host.load_connector(&name, &path)).await
             }
-            Err(problem) => Err(problem.into()),
+            Err(problems) => Err(problems),
         };
         match loaded {
-            Ok(connector) => drop(connectors.insert(name.clone(), connector)),
+            Ok(connector) => {
+                problems.extend(connector.warnings());
+                connectors.insert(name.clone(), connector);
+            }
             Err(found) => problems.extend(found),
         }
     }
-    problems.extend(missing_programs(&settings, &spec));
+    if !problems.has_errors() {
+        problems.extend(unused_connectors(&settings, &tree, &spec));
+    }
+    problems.extend(wrong_vars(&settings, &tree, &program, &connectors, &spec));
+    problems.extend(missing_programs(&settings, &program, &spec));
     problems.extend(missing_functions(&program, &spec));
     if problems.has_errors() {
         return Err(problems);
@@ -199,21 +217,105 @@ async fn blocking<T: Send + 'static>(
 }
 
 /// The connector's script: as the settings say, else below the machine's directory, else below the scripts directory.
-fn connector_path(settings: &Settings, name: &Name, seen: &Seen) -> Result<PathBuf, Problem> {
+fn connector_path(
+    settings: &Settings,
+    program: &MachineProgram,
+    spec: &MachineSpec,
+    name: &Name,
+    seen: &Seen,
+) -> Result<PathBuf, Problems> {
     let given = settings.connectors.get(name).and_then(|connector| connector.script.clone());
     let relative = given.unwrap_or_else(|| PathBuf::from(format!("connectors/{name}.rhai")));
     let candidates = [settings.dir.join(&relative), settings.scripts_dir.join(&relative)];
     candidates.iter().find(|path| seen.is_file(path)).cloned().ok_or_else(|| {
         let looked: Vec<String> = candidates.iter().map(|path| path.display().to_string()).collect();
-        Problem::error(format!("the connector {name:?} has no script"))
-            .note(format!("looked for {}", looked.join(" and ")))
-            .help(format!("write it, or name its file with script in [connectors.{name}]"))
+        let known: Vec<Name> = [&settings.dir, &settings.scripts_dir]
+            .iter()
+            .flat_map(|dir| connectors_in(&dir.join("connectors")))
+            .map(|(name, _)| name)
+            .collect();
+        let help = match did_you_mean(name.as_str(), known.iter().map(Name::as_str)) {
+            Some(meant) => format!("did you mean {meant:?}?"),
+            None => format!("write it, or name its file with script in [connectors.{name}]"),
+        };
+        let message = format!("the connector {name:?} has no script, looked for {}", looked.join(" and "));
+        let worker = spec.workers.iter().find(|worker| worker.connector == *name);
+        let worker = worker.map(|worker| format!("worker \"{}\"", worker.name)).unwrap_or_default();
+        program.locate(vec![FieldProblem::new(worker, message).token(name.to_string()).help(help)])
     })
+}
+
+/// `vars` that a connector does not take.
+fn wrong_vars(
+    settings: &Settings,
+    tree: &Tree,
+    program: &MachineProgram,
+    connectors: &BTreeMap<Name, ConnectorProgram>,
+    spec: &MachineSpec,
+) -> Vec<Problem> {
+    let mut problems: Vec<Problem> = Vec::new();
+    for worker in &spec.workers {
+        let name = &worker.connector;
+        let Some(connector) = connectors.get(name) else { continue };
+        let mut vars = settings.connectors.get(name).map(|given| given.vars.clone()).unwrap_or_default();
+        vars.extend(worker.vars.clone());
+        for found in connector.check_vars(&vars) {
+            let message = format!("connector \"{name}\": vars.{} {}", found.key, found.message);
+            let path = ["connectors", name.as_str(), "vars", &found.key].map(str::to_owned);
+            let own = worker.vars.contains_key(&found.key);
+            let located = if own {
+                let field = FieldProblem::new(format!("worker \"{}\"", worker.name), message).token(found.key.clone());
+                program.locate(vec![FieldProblem { help: found.help, ..field }]).0
+            } else {
+                let problem = Problem { help: found.help, ..Problem::error(message) };
+                vec![match tree.origin(&path) {
+                    Some(origin) => origin.locate(problem),
+                    None => problem.note(format!("set it in [connectors.{name}.vars] of machine.toml")),
+                }]
+            };
+            // Workers of one connector share what the settings say.
+            problems
+                .extend(located.into_iter().filter(|problem| own || !problems.contains(problem)).collect::<Vec<_>>());
+        }
+    }
+    problems
+}
+
+/// The connectors in a directory; tests are none.
+fn connectors_in(dir: &Path) -> Vec<(Name, PathBuf)> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut found: Vec<(Name, PathBuf)> = entries
+        .filter_map(|entry| {
+            let path = entry.path();
+            let name = path.file_name()?.to_str()?.strip_suffix(".rhai")?.to_owned();
+            let connector = !name.ends_with("_test");
+            Name::new(&name).ok().filter(|_| connector).map(|name| (name, path))
+        })
+        .collect();
+    found.sort();
+    found
+}
+
+/// Connectors that the settings speak of and no worker uses.
+fn unused_connectors(settings: &Settings, tree: &Tree, spec: &MachineSpec) -> Vec<Problem> {
+    let used: BTreeSet<&Name> = spec.workers.iter().map(|worker| &worker.connector).collect();
+    let unused = settings.connectors.keys().filter(|name| !used.contains(name));
+    unused
+        .map(|name| {
+            let problem = Problem::warning(format!("no worker uses the connector {name:?}"));
+            let problem = match did_you_mean(name.as_str(), used.iter().map(|name| name.as_str())) {
+                Some(meant) => problem.help(format!("is {meant:?} meant?")),
+                None => problem.help("add a worker for it in workers(m), or remove its settings"),
+            };
+            let path = ["connectors".to_owned(), name.to_string()];
+            tree.origin(&path).map_or_else(|| problem.clone(), |origin| origin.locate(problem.clone()))
+        })
+        .collect()
 }
 
 /// Programs of services and exec probes that are not there. Where a setup step runs first it may bring them, so that is a
 /// warning.
-fn missing_programs(settings: &Settings, spec: &MachineSpec) -> Vec<Problem> {
+fn missing_programs(settings: &Settings, script: &MachineProgram, spec: &MachineSpec) -> Vec<Problem> {
     let has_setup = spec.services.iter().any(|service| service.kind == Kind::Setup);
     let engine_path = std::env::var_os("PATH");
     let mut problems = Vec::new();
@@ -229,11 +331,13 @@ fn missing_programs(settings: &Settings, spec: &MachineSpec) -> Vec<Problem> {
             if find_program(program, Some(Path::new(&cwd)), path.as_deref()).is_some() {
                 continue;
             }
-            let message = format!("service \"{}\": the program {program:?} is not there", service.name);
+            let message = format!("the program {program:?} is not there");
             let brought = has_setup && service.kind != Kind::Setup;
-            let problem = if brought { Problem::warning(message) } else { Problem::error(message) };
-            problems
-                .push(problem.help("install it, or write its full path; PATH and the working directory were searched"));
+            let field = FieldProblem::new(format!("service \"{}\"", service.name), message)
+                .token(program.clone())
+                .help("install it, or write its full path; PATH and the working directory were searched");
+            let severity = if brought { Severity::Warning } else { Severity::Error };
+            problems.extend(script.locate(vec![field]).into_iter().map(|problem| Problem { severity, ..problem }));
         }
     }
     problems

@@ -12,9 +12,10 @@ use tokio_util::sync::CancellationToken;
 use super::MachineContext;
 use super::api::JobHandle;
 use super::call::Call;
+use super::config::ConfigProblem;
 use super::data::{Secrets, to_json};
 use super::program::Program;
-use crate::base::Name;
+use crate::base::{Name, Problems};
 use crate::queue::{Failure, FailureClass, Job};
 use crate::worker::{Connector, JobContext};
 
@@ -62,7 +63,20 @@ impl ConnectorProgram {
         self.program.files()
     }
 
-    pub fn bind(&self, context: ConnectorContext) -> Arc<dyn Connector> {
+    /// What could be better in it.
+    pub fn warnings(&self) -> Problems {
+        self.program.warnings.clone()
+    }
+
+    /// What is wrong with the `vars` that it is to get.
+    pub fn check_vars(&self, vars: &Map<String, Value>) -> Vec<ConfigProblem> {
+        self.program.config.as_ref().map(|config| config.check(vars)).unwrap_or_default()
+    }
+
+    pub fn bind(&self, mut context: ConnectorContext) -> Arc<dyn Connector> {
+        if let Some(config) = &self.program.config {
+            config.fill(&mut context.vars);
+        }
         Arc::new(Bound { program: Arc::clone(&self.program), context })
     }
 }

@@ -11,7 +11,11 @@ fn place(source: &SourceText, field: FieldProblem) -> Problem {
     let hook = if field.path.starts_with("worker") { "workers" } else { "services" };
     let begin = source.text.find(&format!("fn {hook}")).unwrap_or(0);
     let name = field.path.split('"').nth(1);
-    let entry = name.and_then(|name| find_word(&source.text, begin, &format!("\"{name}\"")));
+    // The entry itself rather than who needs it.
+    let entry = name.and_then(|name| {
+        let defined = find_word(&source.text, begin, &format!("name: \"{name}\""));
+        defined.map(|at| at + "name: ".len()).or_else(|| find_word(&source.text, begin, &format!("\"{name}\"")))
+    });
     let from = entry.unwrap_or(begin);
     let token = field.token.as_ref().and_then(|token| {
         let quoted = format!("\"{token}\"");

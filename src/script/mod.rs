@@ -6,6 +6,7 @@
 
 mod api;
 mod call;
+mod config;
 mod connector;
 mod context;
 mod data;
@@ -23,6 +24,7 @@ mod resolver;
 mod runner;
 mod types;
 
+pub use config::ConfigProblem;
 pub use connector::{ConnectorContext, ConnectorProgram};
 pub use context::MachineContext;
 pub use hooks::{StepObserver, StepReport};

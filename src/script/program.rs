@@ -3,17 +3,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rhai::{AST, Dynamic, Engine, EvalAltResult, FuncArgs, Scope};
+use rhai::{AST, Dynamic, Engine, EvalAltResult, FuncArgs, OptimizationLevel, Scope};
 use sha2::{Digest, Sha256};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::call::{Call, MAX_MEMORY, ScriptResult, error};
+use super::config::ConfigSchema;
 use super::connector::ConnectorProgram;
+use super::data::{Secrets, to_json};
 use super::engine::{self, Power};
 use super::error::{Places, failure_of};
 use super::hooks::{CONNECTOR_HOOKS, Hook, MACHINE_HOOKS};
-use super::lint::Functions;
+use super::lint::{Functions, at_function, count, lint};
 use super::locate::locate;
 use super::resolver::RootedResolver;
 use super::runner;
@@ -123,6 +125,11 @@ impl MachineProgram {
         self.full.files()
     }
 
+    /// What could be better in it.
+    pub fn warnings(&self) -> Problems {
+        self.full.warnings.clone()
+    }
+
     /// Gives problems in what `services(m)` and `workers(m)` returned their place.
     pub fn locate(&self, problems: Vec<FieldProblem>) -> Problems {
         locate(&self.full.sources[0], problems)
@@ -135,52 +142,91 @@ pub(super) struct Program {
     pub engine: Engine,
     pub ast: AST,
     pub sources: Vec<SourceText>,
-    functions: Vec<String>,
+    /// Nothing of it keeps the script from running.
+    pub warnings: Problems,
+    /// What a connector's `vars` may be.
+    pub config: Option<ConfigSchema>,
+    functions: Functions,
     power: Power,
 }
 
 impl Program {
     fn load(deps: &Arc<Deps>, seen: &Seen, path: &Path, power: Power, hooks: &[Hook]) -> Result<Self, Problems> {
-        let (program, mut problems) = Self::compile(deps, seen, path, power)?;
-        problems.extend(program.check_hooks(hooks));
-        if problems.has_errors() {
-            return Err(problems);
-        }
-        program.run_top_level(seen)
-    }
-
-    fn compile(deps: &Arc<Deps>, seen: &Seen, path: &Path, power: Power) -> Result<(Self, Problems), Problems> {
         let text = seen
             .read(path)
             .map_err(|cause| Problem::error(format!("the script cannot be read: {cause}")).in_file(path))?;
         let source = SourceText::new(path, &text);
         let roots = vec![deps.config.machine_dir.clone(), deps.config.scripts_dir.clone()];
-        let engine = engine::build(power, RootedResolver::new(roots, seen.clone()));
+        let resolver = RootedResolver::new(roots, seen.clone());
+        let mut engine = engine::build(power, resolver.clone());
         let functions = Functions::of(&engine);
-        let names = functions.names();
-        let sources = vec![source];
-        let mut ast = engine.compile(&text).map_err(|cause| Problems::from(Places::syntax(&sources[0], &cause)))?;
+        let mut problems = Problems::default();
+        // The same files are looked at once, not for each power.
+        if power == Power::Full {
+            // Maps of constants are kept as they are written, with the places of their keys.
+            engine.set_optimization_level(OptimizationLevel::None);
+            problems.extend(lint(&engine, &functions, &resolver, &source, hooks));
+            engine.set_optimization_level(OptimizationLevel::Simple);
+        }
+        let mut ast = match engine.compile(&text) {
+            Ok(ast) => ast,
+            Err(_) if problems.has_errors() => return Err(problems),
+            Err(cause) => return Err(Places::syntax(&source, &cause).into()),
+        };
         ast.set_source(path.display().to_string());
-        let problems = Problems(functions.check(&ast, &sources[0]));
-        Ok((Self { deps: Arc::clone(deps), engine, ast, sources, functions: names, power }, problems))
+        let mut program = Self {
+            deps: Arc::clone(deps),
+            engine,
+            ast,
+            sources: vec![source],
+            warnings: problems,
+            config: None,
+            functions,
+            power,
+        };
+        let wrong = program.check_hooks(hooks);
+        program.warnings.extend(wrong);
+        if program.warnings.has_errors() {
+            return Err(program.warnings);
+        }
+        program.run_top_level(&resolver)
     }
 
     /// Runs the declarations once, which loads and runs all imports.
-    fn run_top_level(mut self, seen: &Seen) -> Result<Self, Problems> {
-        let roots = vec![self.deps.config.machine_dir.clone(), self.deps.config.scripts_dir.clone()];
-        let resolver = RootedResolver::new(roots, seen.clone());
-        self.engine.set_module_resolver(resolver.clone());
+    fn run_top_level(mut self, resolver: &RootedResolver) -> Result<Self, Problems> {
         let mut call = self.call(CancellationToken::new(), Instant::now() + LOAD_LIMIT);
         call.pure = true;
+        // What it declares is dropped where it was made, whose stack has room for any nesting.
         let outcome = runner::run_now("load", call, || {
-            let outcome = self.engine.run_ast_with_scope(&mut Scope::new(), &self.ast);
-            outcome.map_err(|cause| self.problem(&cause, &resolver.sources(), "", Some(LOAD_LIMIT)))
+            let mut scope = Scope::new();
+            let outcome = self.engine.run_ast_with_scope(&mut scope, &self.ast);
+            outcome.map_err(|cause| self.problem(&cause, &resolver.sources(), "", Some(LOAD_LIMIT)))?;
+            match scope.get_value::<Dynamic>("CONFIG") {
+                None => Ok(None),
+                Some(config) => {
+                    let schema = to_json(&config, Secrets::Refuse).and_then(ConfigSchema::read);
+                    schema.map(Some).map_err(|why| self.at_config(why))
+                }
+            }
         });
         self.sources.extend(resolver.sources());
         match outcome {
-            Ok(Ok(())) => Ok(self),
+            Ok(Ok(config)) => {
+                self.config = config;
+                Ok(self)
+            }
             Ok(Err(problem)) => Err(problem.into()),
             Err(message) => Err(Problem::error(message).in_file(&self.sources[0].file).into()),
+        }
+    }
+
+    fn at_config(&self, why: String) -> Problem {
+        let source = &self.sources[0];
+        let problem =
+            Problem::error(why).help("a var is #{ type: \"int\", fallback: 1, about: \"...\" }, see docs/jobs.md");
+        match source.text.lines().position(|line| line.trim_start().starts_with("const CONFIG")) {
+            Some(line) => problem.at(source, line + 1, Some(1)),
+            None => problem.in_file(&source.file),
         }
     }
 
@@ -195,9 +241,8 @@ impl Program {
             }
             let signature = hook.signature();
             if let Some(wrong) = arguments.first() {
-                let message =
-                    format!("the hook {} takes {} arguments, this one takes {wrong}", hook.name, hook.arity());
-                let problem = self.at_function(hook.name, Problem::error(message));
+                let message = format!("the hook {} takes {}, this one takes {wrong}", hook.name, count(hook.arity()));
+                let problem = at_function(&self.sources[0], hook.name, Problem::error(message));
                 problems.push(problem.help(format!("write fn {signature}")));
             } else if hook.required {
                 let names = defined.iter().map(|(name, _)| name.as_str());
@@ -210,15 +255,6 @@ impl Program {
             }
         }
         problems
-    }
-
-    fn at_function(&self, name: &str, problem: Problem) -> Problem {
-        let source = &self.sources[0];
-        let line = source.text.lines().position(|line| line.contains(&format!("fn {name}(")));
-        match line {
-            Some(line) => problem.at(source, line + 1, None),
-            None => problem.in_file(&source.file),
-        }
     }
 
     pub fn has(&self, hook: &str, arity: usize) -> bool {
@@ -248,7 +284,7 @@ impl Program {
 
     fn problem(&self, cause: &EvalAltResult, imported: &[SourceText], hook: &str, limit: Option<Duration>) -> Problem {
         let sources: Vec<SourceText> = self.sources.iter().chain(imported).cloned().collect();
-        Places { sources: &sources, functions: &self.functions }.runtime(cause, hook, limit)
+        Places { sources: &sources, engine: &self.engine, functions: &self.functions }.runtime(cause, hook, limit)
     }
 
     /// Calls a function of the script on a thread of its own, which `limit` is told of when the call runs into its deadline.

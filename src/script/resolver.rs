@@ -6,6 +6,7 @@ use rhai::{Engine, EvalAltResult, Module, ModuleResolver, Position, Scope, Share
 
 use super::call::ScriptResult;
 use super::data::is_shallow;
+use super::lint::Imports;
 use crate::base::SourceText;
 use crate::host::Seen;
 
@@ -58,7 +59,8 @@ impl RootedResolver {
             return Ok(candidate);
         }
         let roots: Vec<String> = self.roots.iter().map(|root| root.display().to_string()).collect();
-        Err(format!("there is no file {path}.rhai in {}", roots.join(" or ")))
+        let without = path.strip_suffix(".rhai").map(|path| format!("; write the import without .rhai: {path:?}"));
+        Err(format!("there is no file {path}.rhai in {}{}", roots.join(" or "), without.unwrap_or_default()))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -95,6 +97,16 @@ impl ModuleResolver for RootedResolver {
         let module = outcome?;
         state.modules.insert(file, Shared::clone(&module));
         Ok(module)
+    }
+}
+
+impl Imports for RootedResolver {
+    fn find(&self, path: &str) -> Result<PathBuf, String> {
+        RootedResolver::find(self, path)
+    }
+
+    fn read(&self, file: &Path) -> std::io::Result<String> {
+        self.seen.read(file)
     }
 }
 

@@ -74,8 +74,10 @@ mod functions {
 
 pub(super) fn run_map(mut options: Map) -> ScriptResult<Map> {
     let secrets = options.get_mut("env").map(take_secrets).unwrap_or_default();
-    let mut options: Options = rhai::serde::from_dynamic(&Dynamic::from_map(options))
-        .map_err(|cause| error(format!("process::run: {cause}")))?;
+    let mut options: Options = rhai::serde::from_dynamic(&Dynamic::from_map(options)).map_err(|cause| {
+        let cause = cause.to_string();
+        error(format!("process::run: {}", cause.strip_prefix("Syntax error: ").unwrap_or(&cause)))
+    })?;
     options.env.extend(secrets);
     run_program(&Call::current()?, options)
 }

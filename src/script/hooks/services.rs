@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 use super::PURE_LIMIT;
 use crate::base::{Problem, Problems};
 use crate::script::data::{Secrets, to_json};
+use crate::script::lint::at_function;
 use crate::script::{MachineContext, MachineProgram};
 
 impl MachineProgram {
@@ -32,8 +33,8 @@ impl MachineProgram {
         };
         let returned = program.invoke(hook, Some(PURE_LIMIT), call, arguments, finish).await;
         returned.map_err(|error| error.problem)?.map_err(|why| {
-            let problem = Problem::error(format!("{hook}(m) {why}")).in_file(&program.sources[0].file);
-            problem.help("write [ #{ ... }, ... ]").into()
+            let problem = Problem::error(format!("{hook}(m) {why}")).help("write [ #{ ... }, ... ]");
+            at_function(&program.sources[0], hook, problem).into()
         })
     }
 }

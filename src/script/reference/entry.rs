@@ -101,7 +101,7 @@ pub(super) fn text_of<T: AsRef<str>>(comments: &[T]) -> String {
 }
 
 /// What scripts call the type that Rust calls `raw`.
-pub(super) fn type_name(raw: &str) -> String {
+pub(in crate::script) fn type_name(raw: &str) -> String {
     let raw = raw.trim().trim_start_matches('&').trim_start_matches("mut ").trim();
     for wrapper in ["ScriptResult<", "RhaiResultOf<"] {
         if let Some(inner) = raw.strip_prefix(wrapper) {

@@ -6,4 +6,5 @@ mod language;
 mod page;
 
 pub use definitions::definitions;
+pub(super) use entry::type_name;
 pub use page::reference;
