@@ -369,3 +369,34 @@ fn several_machines_at_once_and_nothing_is_left_behind() {
     assert!(text.contains("m: not ok (1 errors)") && text.contains("m: ok (0 services, 0 workers)"), "{text}");
     assert!(!bad.path().join("state").exists(), "check makes no state directory");
 }
+
+#[test]
+fn what_is_scaffolded_is_right_and_nothing_is_overwritten() {
+    let dir = tempfile::tempdir().unwrap();
+    let new = |arguments: &[&str]| {
+        let output =
+            Command::new(env!("CARGO_BIN_EXE_machinist")).arg("new").args(arguments).current_dir(dir.path()).output();
+        let output = output.unwrap();
+        (String::from_utf8_lossy(&output.stderr).into_owned(), output.status.code().unwrap())
+    };
+    assert_eq!(new(&["machine", "m"]), (String::new(), 0));
+    assert_eq!(new(&["connector", "example", "--machine", "m"]), (String::new(), 0));
+    let script = dir.path().join("m/machine.rhai");
+    let text = std::fs::read_to_string(&script).unwrap();
+    assert!(text.contains("// #{ name: \"example-0\""), "{text}");
+    std::fs::write(&script, text.replace("// #{ name: \"example-0\"", "#{ name: \"example-0\"")).unwrap();
+    let (said, code) = check(dir.path(), &[]);
+    assert_eq!((said.as_str(), code), ("/m: ok (2 services, 1 workers)\n", 0));
+
+    let before = std::fs::read_to_string(&script).unwrap();
+    let (said, code) = new(&["machine", "m"]);
+    assert!(code == 1 && said.contains("m/machine.rhai is there already"), "{said}");
+    assert_eq!(std::fs::read_to_string(&script).unwrap(), before);
+    let (said, code) = new(&["connector", "example", "--machine", "m"]);
+    assert!(code == 1 && said.contains("is there already"), "{said}");
+    assert_eq!(new(&["connector", "example"]).1, 2, "here is no machine");
+    assert_eq!(new(&["machine", "../m"]).1, 2);
+    std::fs::remove_file(dir.path().join("m/README.md")).unwrap();
+    assert_eq!(new(&["machine", "m"]).1, 1, "nothing is written beside what is there");
+    assert!(!dir.path().join("m/README.md").exists());
+}

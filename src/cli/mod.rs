@@ -8,6 +8,7 @@ mod exit;
 mod file_server;
 mod jobs;
 mod machine;
+mod new;
 mod openapi;
 mod output;
 mod plan;
@@ -83,6 +84,9 @@ enum Command {
     Reload(machine::ReloadArgs),
     /// Finish running jobs, stop services, exit.
     Drain,
+    /// Make the first files of a machine or a connector.
+    #[command(subcommand)]
+    New(new::NewCommand),
     /// Print the reference of what scripts can use, or write it with definitions for editors.
     Api(api::ApiArgs),
     /// Print a description of the HTTP API for programs.
@@ -141,6 +145,7 @@ fn execute(cli: Cli) -> Result<ExitCode, CliError> {
             Command::Events(args) => machine::events(&args, &global).await,
             Command::Reload(args) => machine::reload(&args, &global).await,
             Command::Drain => machine::post(&global, "/drain").await,
+            Command::New(command) => new::execute(&command),
             Command::Api(args) => api::execute(&args),
             Command::Openapi => openapi::execute(),
             Command::FileServer(args) => file_server::execute(args).await,
