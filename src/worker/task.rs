@@ -1,6 +1,6 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::panic::AssertUnwindSafe;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -66,7 +66,10 @@ struct Shared {
     capabilities: Mutex<Capabilities>,
     /// The queue knows other capabilities.
     outdated: AtomicBool,
+    /// Jobs from their claim until the queue has their outcome.
     running: Mutex<BTreeMap<JobId, Running>>,
+    /// Slots that are taken. A completed job's slot is free at once: the queue may hear of it beside the next claim.
+    busy: AtomicUsize,
     status: Published<WorkerStatus>,
     changed: Notify,
     /// Something changed that the claiming task should look at.
@@ -117,6 +120,7 @@ impl Worker {
             capabilities: Mutex::new(config.capabilities.clone()),
             outdated: AtomicBool::new(false),
             running: Mutex::default(),
+            busy: AtomicUsize::new(0),
             status: Published::new(status),
             changed: Notify::new(),
             wake: Notify::new(),
@@ -216,8 +220,9 @@ impl Shared {
                     }
                 }
             }
-            let busy = u32::try_from(lock(&self.running).len()).unwrap_or(u32::MAX);
-            let free = lock(&self.slots).saturating_sub(busy);
+            // One claim for all slots that become free now, rather than one for each.
+            tokio::task::yield_now().await;
+            let free = self.free();
             if free == 0 {
                 self.set_state(WorkerState::Active, None);
                 self.pause(Duration::MAX, &mut ready).await;
@@ -257,6 +262,18 @@ impl Shared {
             }
         }
         self.finish(registered).await;
+    }
+
+    fn free(&self) -> u32 {
+        let (slots, held) = (*lock(&self.slots) as usize, lock(&self.running).len());
+        let free = slots.saturating_sub(self.busy.load(Ordering::Acquire));
+        // Outcomes that the queue does not take must not pile up.
+        u32::try_from(free.min((2 * slots).saturating_sub(held))).unwrap_or(u32::MAX)
+    }
+
+    fn leave_slot(&self) {
+        self.busy.fetch_sub(1, Ordering::AcqRel);
+        self.wake.notify_one();
     }
 
     async fn pause(&self, at_most: Duration, ready: &mut watch::Receiver<Readiness>) {
@@ -307,6 +324,7 @@ impl Shared {
             reporter: Arc::clone(&reporter),
         };
         let why = Arc::clone(&running.why);
+        self.busy.fetch_add(1, Ordering::AcqRel);
         lock(&self.running).insert(claim.token.job.clone(), running);
         self.publish();
         let (this, connector) = (Arc::clone(self), Arc::clone(&lock(&self.connector)));
@@ -337,6 +355,8 @@ impl Shared {
         tokio::pin!(run);
         let mut timed_out = false;
         let result = tokio::select! {
+            // A job that is done at once needs no timer.
+            biased;
             result = &mut run => Some(result),
             () = tokio::time::sleep_until(deadline.into()) => {
                 timed_out = true;
@@ -379,8 +399,13 @@ impl Shared {
                 loaded.pop_front();
             }
         }
+        // After another outcome the worker may have to claim no more.
+        let slot_left = matches!(outcome, Outcome::Completed(_));
+        if slot_left {
+            self.leave_slot();
+        }
         reporter.flush().await;
-        if let Outcome::Completed(_) = &outcome {
+        if slot_left {
             counter!("machinist_jobs_finished_total", "service" => service, "outcome" => "completed").increment(1);
         }
         self.deliver(&claim.token, &outcome).await;
@@ -390,7 +415,11 @@ impl Shared {
             drop(run.await);
         }
         lock(&self.running).remove(&id);
-        self.wake.notify_one();
+        if slot_left {
+            self.wake.notify_one();
+        } else {
+            self.leave_slot();
+        }
         self.publish();
     }
 
@@ -509,7 +538,8 @@ impl Shared {
             })
             .collect();
         #[expect(clippy::cast_precision_loss, reason = "a gauge is a double")]
-        gauge!("machinist_worker_busy", "worker" => self.config.name.to_string()).set(running.len() as f64);
+        gauge!("machinist_worker_busy", "worker" => self.config.name.to_string())
+            .set(self.busy.load(Ordering::Acquire) as f64);
         let (state, reason) = lock(&self.state).clone();
         let (completed, failed) = *lock(&self.counts);
         self.status.set_if_changed(WorkerStatus {
