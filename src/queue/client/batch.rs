@@ -10,7 +10,7 @@ type Waiting<I, O> = (I, oneshot::Sender<Result<O, BrokerError>>);
 /// Makes one call of what many ask for: whatever came while the last call was under way goes with the next.
 pub(super) struct Batcher<I, O>(mpsc::UnboundedSender<Waiting<I, O>>);
 
-impl<I: Clone + Send + 'static, O: Send + 'static> Batcher<I, O> {
+impl<I: Send + 'static, O: Send + 'static> Batcher<I, O> {
     /// `call` answers each item, in order. The first item waits `linger` for others to join it.
     pub fn start<F>(most: usize, linger: Duration, call: impl Fn(Vec<I>) -> F + Send + Sync + 'static) -> Self
     where
@@ -19,24 +19,27 @@ impl<I: Clone + Send + 'static, O: Send + 'static> Batcher<I, O> {
         let (sender, mut receiver) = mpsc::unbounded_channel::<Waiting<I, O>>();
         tokio::spawn(async move {
             while let Some(first) = receiver.recv().await {
-                if !linger.is_zero() {
+                if linger.is_zero() {
+                    // Whoever can run now may have something to ask as well.
+                    tokio::task::yield_now().await;
+                } else {
                     tokio::time::sleep(linger).await;
                 }
-                let mut waiting = vec![first];
-                while waiting.len() < most {
-                    let Ok(next) = receiver.try_recv() else { break };
-                    waiting.push(next);
+                let (mut items, mut waiting) = (vec![first.0], vec![first.1]);
+                while items.len() < most {
+                    let Ok((item, answer)) = receiver.try_recv() else { break };
+                    items.push(item);
+                    waiting.push(answer);
                 }
-                let items: Vec<I> = waiting.iter().map(|(item, _)| item.clone()).collect();
                 // Nobody waits any more where the receiver is gone.
                 match call(items).await {
                     Ok(answers) => {
-                        for ((_, answer), outcome) in waiting.into_iter().zip(answers) {
+                        for (answer, outcome) in waiting.into_iter().zip(answers) {
                             let _ = answer.send(Ok(outcome));
                         }
                     }
                     Err(cause) => {
-                        for (_, answer) in waiting {
+                        for answer in waiting {
                             let _ = answer.send(Err(BrokerError::Unavailable { why: cause.to_string() }));
                         }
                     }
