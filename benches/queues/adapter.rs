@@ -41,7 +41,12 @@ fn broker() -> Arc<dyn Broker> {
 }
 
 fn job(number: usize) -> Submission {
-    let payload = json!({ "n": number, "t": now_ns(), "p": "x".repeat(64) });
+    let mut payload = json!({ "n": number, "t": now_ns(), "p": "x".repeat(64) });
+    let bytes: usize = variable("BENCH_PAYLOAD", 0);
+    if bytes > 0 {
+        let others = payload.to_string().len() - 64;
+        payload["p"] = json!("x".repeat(bytes.saturating_sub(others)));
+    }
     let mut job = Submission::new(Name::new("bench").unwrap(), payload);
     let classes = variable("BENCH_CLASSES", 1);
     if classes > 1 {
@@ -159,6 +164,58 @@ async fn work(slots: u32) {
     }
 }
 
+/// What Redis notes of calls that take long.
+struct SlowLog(redis::aio::MultiplexedConnection);
+
+impl SlowLog {
+    /// `None` where the queue is no Redis. Everything over half a millisecond is noted.
+    async fn start() -> Option<Self> {
+        let url = std::env::var("REDIS_URL").unwrap();
+        let mut connection =
+            redis::Client::open(url).ok()?.get_multiplexed_async_connection().await.expect("Redis answers");
+        for (name, value) in [("slowlog-log-slower-than", "500"), ("slowlog-max-len", "1000000")] {
+            redis::cmd("CONFIG").arg("SET").arg(name).arg(value).exec_async(&mut connection).await.unwrap();
+        }
+        redis::cmd("SLOWLOG").arg("RESET").exec_async(&mut connection).await.unwrap();
+        Some(Self(connection))
+    }
+
+    /// By function: how many calls took longer than half, 1 and 2 ms, the longest, and how many arguments that had. What is
+    /// no function is what one command of Redis took by itself: where that is long, something else had the processor.
+    async fn report(&mut self, what: &str) {
+        type Entry = (u64, u64, u64, Vec<String>, String, String);
+        let entries: Vec<Entry> =
+            redis::cmd("SLOWLOG").arg("GET").arg(1_000_000).query_async(&mut self.0).await.unwrap();
+        let mut by: BTreeMap<String, (Vec<u64>, (u64, usize))> = BTreeMap::new();
+        for (_, _, micros, words, ..) in entries {
+            let name = match words.as_slice() {
+                // After "mq_", a hash of 11 characters and "_".
+                [call, function, ..] if call.eq_ignore_ascii_case("fcall") => {
+                    function.get(15..).unwrap_or(function).to_owned()
+                }
+                [command, ..] => command.to_uppercase(),
+                [] => continue,
+            };
+            // Redis keeps 32 words of a command, the last saying how many more there were.
+            let more = words.last().and_then(|word| word.strip_prefix("... (")?.split(' ').next()?.parse().ok());
+            let arguments = words.len() + more.map_or(0, |more: usize| more - 1);
+            let entry = by.entry(name).or_default();
+            entry.0.push(micros);
+            entry.1 = entry.1.max((micros, arguments));
+        }
+        for (name, (times, (longest, arguments))) in by {
+            let over = |limit: u64| times.iter().filter(|time| **time > limit).count();
+            println!(
+                "{what}: {name}: {} over 0.5 ms, {} over 1 ms, {} over 2 ms; longest {longest} us, of {arguments} words",
+                times.len(),
+                over(1_000),
+                over(2_000)
+            );
+        }
+        redis::cmd("SLOWLOG").arg("RESET").exec_async(&mut self.0).await.unwrap();
+    }
+}
+
 /// Claims one by one, each completed: the time of each in microseconds, sorted.
 async fn claim_times(broker: &Arc<dyn Broker>, who: &Registration, count: usize) -> Vec<u128> {
     let request = ClaimRequest { registration: who.clone(), limit: 1, loaded: BTreeSet::new() };
@@ -186,6 +243,7 @@ async fn scale(count: usize) {
     };
     let who = |n: usize| Registration { worker: format!("m{n}/w"), incarnation: format!("{n}-{}", now_ns()) };
     let workers: Vec<Registration> = (0..64).map(who).collect();
+    let mut slow = SlowLog::start().await;
     let begun = Instant::now();
     for (n, worker) in workers.iter().enumerate() {
         broker.register(worker, &capabilities(models(n))).await.unwrap();
@@ -203,6 +261,9 @@ async fn scale(count: usize) {
     };
     submit(0, 2_000, Duration::ZERO).await;
     println!("64 profiles, 1,000 classes: {:?}", begun.elapsed());
+    if let Some(slow) = &mut slow {
+        slow.report("slow calls, classes and profiles").await;
+    }
     let quantile = |times: &[u128], q: usize| times[times.len() * q / 100];
     let report = |what: &str, times: &[u128]| {
         println!(
@@ -217,6 +278,9 @@ async fn scale(count: usize) {
     let begun = Instant::now();
     submit(2_000, count, Duration::ZERO).await;
     println!("{count} jobs in {:?}", begun.elapsed());
+    if let Some(slow) = &mut slow {
+        slow.report("slow calls, submission").await;
+    }
     report(&format!("claim, {count} jobs"), &claim_times(&broker, &workers[2], 2_000).await);
     submit(count, count + count / 10, Duration::from_secs(20)).await;
     let begun = Instant::now();
@@ -234,6 +298,9 @@ async fn scale(count: usize) {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     println!("{} delayed jobs promoted in {:?}", stats.delayed, begun.elapsed());
+    if let Some(slow) = &mut slow {
+        slow.report("slow calls, claims and promotion").await;
+    }
 }
 
 fn main() {
