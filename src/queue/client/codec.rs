@@ -87,7 +87,7 @@ pub(super) fn submission(class: &ClassId, job: &Prepared, out: &mut Vec<String>)
     let rest = Submission { payload: Value::Null, ..submission.clone() };
     let rest = if rest == default { String::new() } else { text(&rest)? };
     let payload = payload.as_ref().map_or_else(|| text(&submission.payload), large::text)?;
-    out.push(format!("{} {} {rest} {payload}", submission.service, rest.len()));
+    out.push(format!("{} {} {rest}{payload}", submission.service, rest.len()));
     Ok(())
 }
 

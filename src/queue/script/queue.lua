@@ -5,8 +5,8 @@
 -- server's, and all keys begin with the queue's tag so that they lie in one slot.
 --
 -- Keys, after "{queue}:":
---   j:<id>   "score class timeout submitted flags service n rest payload": what was submitted, never changed; timeout in
---            ms, or - for an hour; submitted in ms, base 36; rest is n bytes of JSON
+--   j:<id>   "score class timeout submitted flags service n rest", right after it the payload: what was submitted, never
+--            changed; timeout in ms, or - for an hour; submitted in ms, base 36; rest is n bytes of JSON
 --   m:<id>   hash, what changes; missing until something does
 --              st   c completed, f failed, x cancelled, b blocked; missing while it waits or runs
 --              at lo fin cl w n   attempts, losses, finished, last claim's time, worker and fence
