@@ -38,8 +38,8 @@ use crate::spec::Capabilities;
 
 type Result<T> = std::result::Result<T, BrokerError>;
 
-/// Jobs of one call: about two milliseconds of a store's time.
-const SUBMIT_CHUNK: usize = 200;
+/// Jobs of one call: about a millisecond of a store's time.
+const SUBMIT_CHUNK: usize = 100;
 const SUBMIT_CLASSES: usize = 30;
 const LONGEST_WATCH: Duration = Duration::from_secs(60);
 const SUBMIT_TRIES: u32 = 3;
