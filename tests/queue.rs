@@ -990,13 +990,60 @@ async fn verify_finds_nothing_wrong_after_everything(backend: Backend) {
     if let Some(server) = &queue.server {
         let id = queue.submit(json!({})).await;
         server.command(&["SET", "{test}:np", "99"]);
-        server.command(&["ZADD", "{test}:f:c", "1", id.as_str()]);
-        assert!(queue.broker.verify(false).await.unwrap().len() >= 2);
+        server.command(&["ZADD", "{test}:f:f", "1", id.as_str()]);
+        let other = queue.submit(json!({})).await;
+        server.command(&["HSET", &format!("{{test}}:m:{other}"), "at", "1"]);
+        assert!(queue.broker.verify(false).await.unwrap().len() >= 3);
         queue.broker.verify(true).await.unwrap();
         queue.broker.verify(true).await.unwrap();
         assert_eq!(queue.broker.verify(false).await.unwrap(), Vec::<String>::new());
     }
     drop(queue.dir);
+}
+
+/// Of what is kept twice, so that the functions find it fast, one half is taken away or changed.
+#[tokio::test]
+async fn verify_finds_each_half_that_is_missing() {
+    let queue = Backend::Redis.open();
+    let server = queue.server.as_ref().unwrap();
+    let worker = queue.worker("w").await;
+    for n in 0..2 {
+        queue.submit(json!({})).await;
+        let claim = queue.claim(&worker).await.unwrap();
+        queue.broker.complete(&claim.token, json!(n)).await.unwrap();
+    }
+    let tried = queue.submit(json!({})).await;
+    let claim = queue.claim(&worker).await.unwrap();
+    queue.broker.release(&claim.token, "not now").await.unwrap();
+    let running = queue.submit(json!({ "priority": 1 })).await;
+    let claim = queue.claim(&worker).await.unwrap();
+    assert_eq!(claim.job.id, running);
+    queue.broker.log(&claim.token, "half of it".to_owned()).await.unwrap();
+    let first = queue.submit(json!({})).await;
+    queue.submit(json!({ "depends_on": [first.as_str()] })).await;
+    assert_eq!(queue.broker.verify(false).await.unwrap(), Vec::<String>::new());
+
+    let run = server.command(&["HGET", "{test}:R", running.as_str()]);
+    let silent = run.trim().strip_suffix('h').unwrap();
+    for (damage, found) in [
+        (vec!["DEL", "{test}:fc"], "would be kept for ever"),
+        (vec!["SET", "{test}:fp", "7"], "would be kept for ever"),
+        (vec!["DEL", "{test}:ds"], "would not be told"),
+        (vec!["DEL", "{test}:ch"], "would not be seen"),
+        (vec!["ZADD", "{test}:r", "1", tried.as_str()], "does not run"),
+        (vec!["HSET", "{test}:R", running.as_str(), silent], "would be no event"),
+    ] {
+        server.command(&damage);
+        let problems = queue.broker.verify(false).await.unwrap();
+        assert!(
+            !problems.is_empty() && problems.iter().all(|problem| problem.contains(found)),
+            "{damage:?}: {problems:?}"
+        );
+        queue.broker.verify(true).await.unwrap();
+        assert_eq!(queue.broker.verify(false).await.unwrap(), Vec::<String>::new(), "{damage:?}");
+    }
+    let filter = JobFilter { state: Some(JobState::Completed), ..JobFilter::default() };
+    assert_eq!(queue.broker.list(&filter).await.unwrap().len(), 2);
 }
 
 async fn customers_at_the_same_place_go_before_the_next_place(backend: Backend) {

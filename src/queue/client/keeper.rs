@@ -104,7 +104,7 @@ impl Client {
             millis(self.config.keep_failed),
             self.config.max_finished.to_string(),
         ];
-        for _ in 0..1_000 {
+        for _ in 0..2_000 {
             if self.store.call("retain", arguments.clone()).await?.number::<u64>()? == 0 {
                 break;
             }

@@ -426,13 +426,16 @@ impl Client {
         Ok(best.iter().skip(offset).filter_map(|(_, id)| JobId::new(id).ok()).collect())
     }
 
-    async fn ids(&self, state: JobState, offset: usize, count: usize) -> Result<Vec<JobId>> {
+    /// A page, and how many places it covers: some may be empty.
+    async fn ids(&self, state: JobState, offset: usize, count: usize) -> Result<(Vec<JobId>, usize)> {
         if state == JobState::Pending {
-            return self.pending_ids(offset, count).await;
+            let ids = self.pending_ids(offset, count).await?;
+            let covered = ids.len();
+            return Ok((ids, covered));
         }
         let arguments = vec![codec::letter(state).to_owned(), offset.to_string(), count.to_string()];
         let ids = self.store.call("list", arguments).await?.texts()?;
-        Ok(codec::ids(&ids))
+        Ok((codec::ids(&ids), ids.len()))
     }
 }
 
@@ -681,17 +684,19 @@ impl Broker for Client {
             }
             let (now, due, again) = (codec::time(&part().text()?)?, part().text()?, part().number::<u8>()? == 1);
             self.shared.note_due(&due);
-            for entry in part().list()? {
-                let mut parts = entry.list()?.into_iter();
-                let mut part = || parts.next().unwrap_or(Reply::Nil);
-                let (id, fence, raw, changes) = (part().text()?, part().text()?, part().text()?, part());
-                match claimed(&id, &fence, &raw, changes, &request.registration, now) {
+            let mut fence = part().number::<u64>()?;
+            let mut parts = part().list()?.into_iter();
+            while let (Some(id), Some(raw), Some(changes)) = (parts.next(), parts.next(), parts.next()) {
+                let (id, raw) = (id.text()?, raw.text()?);
+                fence += 1;
+                match claimed(&id, fence, &raw, changes, &request.registration, now) {
                     Ok(claim) => claims.push(claim),
                     Err(cause) => {
                         // Nobody could run it: out of the way, with the reason.
                         let failure = json!(Failure::new(FailureClass::Fatal, cause.to_string())).to_string();
                         let data = json!({ "failure": { "class": "fatal", "message": cause.to_string() } });
-                        let arguments = [&id, &fence, "f", "", "0", "failed", &data.to_string(), "fail", &failure];
+                        let arguments =
+                            [&id, &fence.to_string(), "f", "", "0", "failed", &data.to_string(), "fail", &failure];
                         self.store.call("move", arguments.map(str::to_owned).to_vec()).await?;
                     }
                 }
@@ -836,8 +841,7 @@ impl Broker for Client {
             let mut offset = 0;
             // A service is found by looking: so far and no further.
             while jobs.len() < limit && offset < 100_000 {
-                let page = self.ids(state, offset, GET_CHUNK.max(limit)).await?;
-                let read = page.len();
+                let (page, read) = self.ids(state, offset, GET_CHUNK.max(limit)).await?;
                 offset += read;
                 let page = self.jobs(&page, false).await?;
                 let service = filter.service.as_ref();
@@ -1007,8 +1011,10 @@ impl Broker for Client {
     }
 }
 
-fn claimed(id: &str, fence: &str, raw: &str, changes: Reply, who: &Registration, now: Timestamp) -> Result<Claim> {
+fn claimed(id: &str, fence: u64, raw: &str, changes: Reply, who: &Registration, now: Timestamp) -> Result<Claim> {
     let run = format!("{fence} {} {} {}", now.as_millis(), who.incarnation, who.worker);
+    // An empty text stands for no changes.
+    let changes = if let Reply::Text(_) = changes { Reply::Nil } else { changes };
     let stored = codec::stored(id, raw, &run, "", changes)?;
     let job = Job { progress: None, ..stored.job };
     if job.history.is_empty() {

@@ -178,6 +178,7 @@ fn run(lua: &Lua, data: &mut Data, name: &str, words: Arguments) -> mlua::Result
             count(n)
         }
         "HGET" => optional(data.hash(word(0)?).and_then(|hash| hash.get(word(1).ok()?))),
+        "HEXISTS" => truth(data.hash(word(0)?).is_some_and(|hash| words.get(1).is_some_and(|w| hash.contains_key(w)))),
         "HMGET" => {
             let hash = data.hash(word(0)?);
             let values = words[1..].iter().map(|field| optional(hash.and_then(|hash| hash.get(field))));
@@ -257,6 +258,16 @@ fn run(lua: &Lua, data: &mut Data, name: &str, words: Arguments) -> mlua::Result
                 n += usize::from(data.sorted_remove(&words[0], member));
             }
             count(n)
+        }
+        "ZREMRANGEBYRANK" => {
+            let from = usize::try_from(int(1)?).unwrap_or(0);
+            let most = usize::try_from(int(2)?.saturating_add(1)).unwrap_or(0).saturating_sub(from);
+            let found = data.sorted_iter(word(0)?, false).skip(from).take(most);
+            let members: Vec<Text> = found.map(|(member, _)| Text::clone(member)).collect();
+            for member in &members {
+                data.sorted_remove(&words[0], member);
+            }
+            count(members.len())
         }
         "ZSCORE" => data.score(word(0)?, word(1)?).map_or(Ok(Value::Boolean(false)), score_text),
         "ZMSCORE" => {

@@ -7,48 +7,53 @@
 -- Keys, after "{queue}:":
 --   j:<id>   "score class timeout submitted flags service n rest", right after it the payload: what was submitted, never
 --            changed; timeout in ms, or - for an hour; submitted in ms, base 36; rest is n bytes of JSON
---   m:<id>   hash, what changes; missing until something does
---              st   c completed, f failed, x cancelled, b blocked; missing while it waits or runs
+--   m:<id>   hash, what changes; missing until something does; ch has the jobs that wait, of which it is not missing
+--              st   f failed, x cancelled, b blocked; missing while it waits or runs, and when it is completed
 --              at lo fin cl w n   attempts, losses, finished, last claim's time, worker and fence
---              pr res fail sv h   progress, result, failure, saved value, history, as JSON
+--              pr fail sv h   progress, failure, saved value, history, as JSON
 --              x    cancellation asked for      c   class, where it is not the submitted one      av  whom to avoid
 --              need how many jobs it waits for that have not ended  dp  what becomes of it when one fails    due   not before
+--   C id -> "place finished fence claimed worker result" of completed jobs; fc list of their ids, oldest first; fp how many
+--            have left that list. The first of the list has place fp + 1; an id whose job says another place means nothing
 --   e:<id>   list of events "time kind json"; m.ev counts those that were trimmed
 --   c:<class> zset of waiting jobs by score; l:<lane> zset of class heads; H zset of lane heads
 --   cls class -> definition; cs class -> scopes; cn class -> live jobs; cz classes without jobs, since when
 --   s:<class> profiles that match; lane class -> lane; lanes lane -> classes; lp:<lane> profiles; pl:<profile> lanes
 --   pc:<profile> classes; profiles profile -> capabilities; pd complete profiles; pn live workers; pz unused, since when
 --   W incarnation -> end of lease; I incarnation -> "worker profile channel"; N worker -> incarnation; workers -> JSON
---   i:<incarnation> its jobs; R id -> "fence claimed incarnation worker class flags"; r id -> deadline; fz last fence: at
---   least the microseconds since 1970, so that a server which lost its memory gives none out twice
---   d zset of delayed jobs by due time; av when jobs leave the class that avoids a worker; b blocked; f:c f:f f:x finished
+--   i:<incarnation> its jobs; R id -> "fence claimed incarnation worker class flags", with the flag h when there are events
+--     of the job; r id -> deadline, where it has run for a heartbeat; fz last fence: at least the microseconds since 1970,
+--     so that a server which lost its memory gives none out twice
+--   d zset of delayed jobs by due time; av when jobs leave the class that avoids a worker; b blocked; f:f f:x finished
 --   z:<profile> idle incarnations; zp profiles with idle ones; np number of pending jobs; ep epoch of profiles
 --   lim scope -> "max rate burst paused"; run scope -> running; tb token buckets; pk:<scope> parked classes; pb; ut
 --   vt, ft:<base> virtual time of fair queueing; wf, wfz place of a workflow; ik, ki idempotency; uq, uk unique keys
 --   wt jobs whose events somebody watches, until when
 --   bl jobs that have something in the blob store; bg those of them that are gone: "id time"
---   dp:<id> who waits for it; sl finished jobs whose dependents have to be told; o outbox of webhooks
+--   dp:<id> who waits for it; ds jobs that have one; sl finished jobs whose dependents have to be told; o outbox of webhooks
 --   sc schedules by next time; sj their definitions; inbox submissions by plain clients; wm:<model> who has it loaded
 
 local LEVEL = 8796093022208 -- 2^43: places within one priority
 local MAX_EVENTS = 1000
 local MAX_ENTRY = 8388608 -- bytes of one submission in the inbox, and about as many are read at once
 local BATCH = 50
+local CLAIM = 64 -- jobs of one claim at most
 local GRACE = 15000 -- the holder stops an attempt at its time; the reaper does so many ms after
 local SLACK = 50 -- a loaded model may overtake by so many places
 local UNPARK = 16 -- so many classes are put back at once, the next so many ms later
 local UNPARK_PAUSE = 10
 
 local P -- the queue's prefix
-local call, find, match, sub
+local call, find, match, sub, format
 
 -- Begins every call: while Redis loads a library, nothing global can be seen.
 local function enter(prefix)
   P, call = prefix, redis.call
-  find, match, sub = string.find, string.match, string.sub
+  find, match, sub, format = string.find, string.match, string.sub, string.format
 end
 
-local function num(n) return string.format('%.0f', n) end
+-- %d is faster, and makes nonsense of what is no whole number any more.
+local function num(n) return format(n < 9007199254740992 and '%d' or '%.0f', n) end
 
 local function base36(n)
   local out = ''
@@ -84,6 +89,7 @@ local function event(id, now, kind, data, run)
       call('HSET', P .. 'm:' .. id, 'ce', fence)
       call('RPUSH', ek, claimed_event(at, worker, fence))
     end
+    if sub(run, -1) ~= 'h' and call('HGET', P .. 'R', id) == run then call('HSET', P .. 'R', id, run .. 'h') end
   end
   local n = call('RPUSH', ek, num(now) .. ' ' .. kind .. ' ' .. data)
   while n > MAX_EVENTS do
@@ -248,7 +254,7 @@ local function spend(scope, n, now)
   local rate, burst = match(lim, '^%S+ (%S+) (%S+)')
   if rate == '-' then return end
   local tokens = tokens_of(scope, tonumber(rate), tonumber(burst), now)
-  call('HSET', P .. 'tb', scope, string.format('%.6f', tokens - n) .. ' ' .. num(now))
+  call('HSET', P .. 'tb', scope, format('%.6f', tokens - n) .. ' ' .. num(now))
 end
 
 -- Takes the class out of its lane until its scope has room.
@@ -296,8 +302,12 @@ end
 local function running(counts, now)
   local cids, by = {}, {}
   for cid in pairs(counts) do cids[#cids + 1] = cid end
+  local alike = {}
   for i, scopes in ipairs(call('HMGET', P .. 'cs', unpack(cids))) do
-    for scope in string.gmatch(scopes or '', '%S+') do by[scope] = (by[scope] or 0) + counts[cids[i]] end
+    if scopes then alike[scopes] = (alike[scopes] or 0) + counts[cids[i]] end
+  end
+  for scopes, n in pairs(alike) do
+    for scope in string.gmatch(scopes, '%S+') do by[scope] = (by[scope] or 0) + n end
   end
   for scope, n in pairs(by) do
     if sub(scope, 1, 9) ~= 'affinity:' then
@@ -317,10 +327,16 @@ end
 
 local function class_of(id, base) return call('HGET', P .. 'm:' .. id, 'c') or base end
 
+-- The letter of a job that is over, or blocked.
+local function fixed_state(id)
+  if call('HEXISTS', P .. 'C', id) == 1 then return 'c' end
+  return call('HGET', P .. 'm:' .. id, 'st')
+end
+
 local function state_of(id)
   local run = call('HGET', P .. 'R', id)
   if run then return 'r', run end
-  local st = call('HGET', P .. 'm:' .. id, 'st')
+  local st = fixed_state(id)
   if st then return st end
   if call('ZSCORE', P .. 'd', id) then return 'd' end
   if call('EXISTS', P .. 'j:' .. id) == 1 then return 'p' end
@@ -330,6 +346,19 @@ end
 local function live(cid, n, now)
   local left = call('HINCRBY', P .. 'cn', cid, n)
   if left <= 0 then call('ZADD', P .. 'cz', num(now), cid) end
+end
+
+-- counts: class -> how many more (or, negative, fewer) of its jobs are live.
+local function live_all(counts, now)
+  local cids, sums = {}, {}
+  for cid in pairs(counts) do cids[#cids + 1] = cid end
+  for i, n in ipairs(call('HMGET', P .. 'cn', unpack(cids))) do
+    local left = tonumber(n or 0) + counts[cids[i]]
+    sums[2 * i - 1] = cids[i]
+    sums[2 * i] = num(left)
+    if left <= 0 then call('ZADD', P .. 'cz', num(now), cids[i]) end
+  end
+  call('HSET', P .. 'cn', unpack(sums))
 end
 
 -- The job does not go back any more to the class that it was moved from, which was kept for it.
@@ -353,7 +382,7 @@ end
 
 -- What follows from a job's end: its unique key is free, its webhook due, its dependents are told.
 local function ended(id, st, flags, now)
-  call('ZADD', P .. 'f:' .. st, num(now), id)
+  if st ~= 'c' then call('ZADD', P .. 'f:' .. st, num(now), id) end
   if find(flags, 'u', 1, true) then
     -- The job remembers its key, for when it is tried again.
     local key = call('HGET', P .. 'uk', id)
@@ -369,6 +398,7 @@ end
 -- The job fails because another, which it waits for, did not complete.
 local function fail_with(dependency, id, flags, now)
   local fail = '{"class":"fatal","message":"job ' .. dependency .. ', which it waits for, did not complete"}'
+  call('SREM', P .. 'ch', id)
   call('HSET', P .. 'm:' .. id, 'st', 'f', 'fin', num(now), 'fail', fail)
   event(id, now, 'failed', '{"failure":' .. fail .. '}')
   ended(id, 'f', flags, now)
@@ -386,13 +416,43 @@ local function delay(id, due)
   if not head[1] or tonumber(head[2]) > due then call('PUBLISH', P .. 'due', num(due)) end
 end
 
-local function promote(now)
-  local due = call('ZRANGEBYSCORE', P .. 'd', '-inf', num(now), 'LIMIT', 0, BATCH)
-  for _, id in ipairs(due) do
-    call('ZREM', P .. 'd', id)
-    local score, base = header(id)
-    if score then make_pending(id, class_of(id, base), score) end
+-- Puts jobs that are due among those that wait, class by class.
+local function undelay(ids)
+  call('ZREM', P .. 'd', unpack(ids))
+  local keys = {}
+  for i, id in ipairs(ids) do keys[i] = P .. 'j:' .. id end
+  local raws = call('MGET', unpack(keys))
+  local changed = call('SMISMEMBER', P .. 'ch', unpack(ids))
+  local of, n = {}, 0
+  for i, id in ipairs(ids) do
+    if raws[i] then
+      local score, base = match(raws[i], '^(%S+) (%S+) ')
+      local cid = changed[i] == 1 and class_of(id, base) or base
+      local jobs = of[cid] or {}
+      of[cid] = jobs
+      jobs[#jobs + 1] = score
+      jobs[#jobs + 1] = id
+      n = n + 1
+    end
   end
+  call('INCRBY', P .. 'np', n)
+  local idle = call('EXISTS', P .. 'zp') == 1
+  for cid, jobs in pairs(of) do
+    local former = call('ZRANGE', P .. 'c:' .. cid, 0, 0)[1]
+    call('ZADD', P .. 'c:' .. cid, unpack(jobs))
+    local lane
+    if call('ZRANGE', P .. 'c:' .. cid, 0, 0)[1] ~= former then
+      lane = class_fix(cid)
+    elseif idle then
+      lane = call('HGET', P .. 'lane', cid)
+    end
+    if idle then wake(lane, #jobs / 2) end
+  end
+end
+
+local function promote(now, most)
+  local due = call('ZRANGEBYSCORE', P .. 'd', '-inf', num(now), 'LIMIT', 0, most)
+  if #due > 0 then undelay(due) end
   -- Others had their time with these: whoever failed them may have them again.
   for _, id in ipairs(call('ZRANGEBYSCORE', P .. 'av', '-inf', num(now), 'LIMIT', 0, BATCH)) do
     local score, base = header(id)
@@ -499,12 +559,13 @@ function F.submit(a)
       local need, doomed = 0, nil
       for n = 1, deps do
         local dep = instead[a[i + 11 + n]] or a[i + 11 + n]
-        local st = call('HGET', P .. 'm:' .. dep, 'st')
+        local st = fixed_state(dep)
         if st == 'c' or ((st == 'f' or st == 'x') and policy == 'run') then
           -- Done already.
         elseif st == 'f' or st == 'x' then
           doomed = dep
         elseif call('SADD', P .. 'dp:' .. dep, id) == 1 then
+          call('SADD', P .. 'ds', dep)
           need = need + 1
         end
       end
@@ -521,14 +582,17 @@ function F.submit(a)
       elseif need > 0 then
         st = 'b'
         call('HSET', P .. 'm:' .. id, 'st', 'b')
+        call('SADD', P .. 'ch', id)
         call('ZADD', P .. 'b', num(now), id)
       elseif due > now then
         st = 'd'
         delay(id, due)
       else
         pending = pending + 1
-        call('ZADD', P .. 'c:' .. cid, score, id)
-        touched[cid] = (touched[cid] or 0) + 1
+        local jobs = touched[cid] or {}
+        touched[cid] = jobs
+        jobs[#jobs + 1] = score
+        jobs[#jobs + 1] = id
       end
       out[#out + 1] = id
       out[#out + 1] = st
@@ -542,7 +606,10 @@ function F.submit(a)
   end
   for cid, n in pairs(count) do if n > 0 then call('HINCRBY', P .. 'cn', cid, n) end end
   if pending > 0 then call('INCRBY', P .. 'np', pending) end
-  for cid, n in pairs(touched) do wake(class_fix(cid), math.min(n, 16)) end
+  for cid, jobs in pairs(touched) do
+    call('ZADD', P .. 'c:' .. cid, unpack(jobs))
+    wake(class_fix(cid), math.min(#jobs / 2, 16))
+  end
   return { 'OK', out }
 end
 
@@ -678,17 +745,28 @@ local function take_from(lane, score, n, ids, of)
     end
     local bound = math.min(limit, tonumber(heads[2 * i + 2] or (many > n and heads[2 * i]) or math.huge))
     local most = math.min(each, n - taken)
-    local found = call('ZRANGE', P .. 'c:' .. cid, 0, most, 'WITHSCORES')
-    local mine = {}
-    for k = 1, math.min(#found, 2 * most), 2 do
-      if k > 1 and tonumber(found[k + 1]) > bound then break end
-      mine[#mine + 1] = found[k]
-      ids[#ids + 1] = found[k]
-      of[#of + 1] = cid
+    local mine, head, ck = 0, nil, P .. 'c:' .. cid
+    if bound == math.huge then
+      -- Nothing else waits: scores, which are slow to print, do not matter.
+      local found = call('ZRANGE', ck, 0, most)
+      mine = math.min(#found, most)
+      for k = 1, mine do
+        ids[#ids + 1] = found[k]
+        of[#of + 1] = cid
+      end
+      head = found[mine + 1] and call('ZSCORE', ck, found[mine + 1])
+    else
+      local found = call('ZRANGE', ck, 0, most, 'WITHSCORES')
+      for k = 1, math.min(#found, 2 * most), 2 do
+        if k > 1 and tonumber(found[k + 1]) > bound then break end
+        mine = mine + 1
+        ids[#ids + 1] = found[k]
+        of[#of + 1] = cid
+      end
+      head = found[2 * mine + 2]
     end
-    taken = taken + #mine
-    call('ZREM', P .. 'c:' .. cid, unpack(mine))
-    local head = found[2 * #mine + 2]
+    taken = taken + mine
+    call('ZREMRANGEBYRANK', ck, 0, mine - 1)
     if head then
       news[#news + 1] = head
       news[#news + 1] = cid
@@ -703,13 +781,14 @@ local function take_from(lane, score, n, ids, of)
   return taken
 end
 
--- incarnation limit idle, then the classes whose model it has loaded
+-- incarnation limit idle, then the classes whose model it has loaded. Answers with the fence before the first job's, each
+-- job having the next, and per job id, record, and what changed since ("" for nothing)
 function F.claim(a)
   local now = now_ms()
-  local inc, n = a[1], tonumber(a[2])
+  local inc, n = a[1], math.min(tonumber(a[2]), CLAIM)
   local info = call('HGET', P .. 'I', inc)
   if not info or not call('ZSCORE', P .. 'W', inc) then return { 'NOWORKER' } end
-  promote(now)
+  promote(now, 10)
   local worker, pid = match(info, '^(%S+) (%S+)')
   local personal = 'w:' .. worker
   if a[3] == '1' then
@@ -796,47 +875,55 @@ function F.claim(a)
     end
     n = n - taken
   end
-  local out = {}
+  local out, fence = {}, 0
   if #ids > 0 then
-    local watched = call('ZCARD', P .. 'wt') > 0
-    local keys, changes, counts = {}, {}, {}
+    local watched = call('EXISTS', P .. 'wt') == 1
+    local keys, counts = {}, {}
     for i, id in ipairs(ids) do
       keys[i] = P .. 'j:' .. id
-      changes[i] = P .. 'm:' .. id
       counts[of[i]] = (counts[of[i]] or 0) + 1
     end
     local raws = call('MGET', unpack(keys))
-    local changed = call('EXISTS', unpack(changes)) > 0
-    local fence = call('INCRBY', P .. 'fz', #ids) - #ids
+    local changed = call('EXISTS', P .. 'ch') == 1 and call('SMISMEMBER', P .. 'ch', unpack(ids))
+    fence = call('INCRBY', P .. 'fz', #ids) - #ids
     if fence < now * 1000 then
       -- Ahead of whatever was given out by a server that this one does not remember.
       fence = now * 1000
       call('SET', P .. 'fz', num(fence + #ids))
     end
-    local R, r, held, tags = {}, {}, {}, {}
-    local stamp = num(now)
+    local R, held, tags = {}, {}, {}
+    local level, low = -1, -LEVEL -- of the job before
+    local mine = ' ' .. num(now) .. ' ' .. inc .. ' ' .. worker .. ' '
     for i, id in ipairs(ids) do
-      local score, timeout, flags = match(raws[i] or '', '^(%S+) %S+ (%S+) %S+ (%S+) ')
+      local raw = raws[i]
+      local score, flags = match(raw or '', '^(%S+) %S+ %S+ %S+ (%S+) ')
+      local changes = ''
       if score then
-        local f = num(fence + i)
-        if timeout == '-' then timeout = '3600000' end
-        held[#held + 1] = id
-        R[#R + 1] = id
-        R[#R + 1] = f .. ' ' .. stamp .. ' ' .. inc .. ' ' .. worker .. ' ' .. of[i] .. ' ' .. flags
-        r[#r + 1] = num(now + tonumber(timeout))
-        r[#r + 1] = id
-        score = tonumber(score)
-        local level = math.floor(score / LEVEL)
-        tags[level] = math.max(tags[level] or 0, score - level * LEVEL)
+        if changed and changed[i] == 1 then
+          changes = call('HGETALL', P .. 'm:' .. id)
+          flags = flags .. 'h'
+          call('SREM', P .. 'ch', id)
+        end
+        local h = #held + 1
+        held[h] = id
+        R[2 * h - 1] = id
+        R[2 * h] = num(fence + i) .. mine .. of[i] .. ' ' .. flags
+        local tag = tonumber(score) - low
+        if tag < 0 or tag >= LEVEL then
+          level = math.floor((tag + low) / LEVEL)
+          tag, low = tag + low - level * LEVEL, level * LEVEL
+        end
+        if tag > (tags[level] or -1) then tags[level] = tag end
         if watched then call('PUBLISH', P .. 'e:' .. id, 'claimed') end
-        out[#out + 1] = { id, f, raws[i], changed and call('HGETALL', P .. 'm:' .. id) or {} }
       end
+      out[3 * i - 2] = id
+      out[3 * i - 1] = raw or ''
+      out[3 * i] = changes
     end
     call('DECRBY', P .. 'np', #ids)
     if #held > 0 then
       call('HSET', P .. 'R', unpack(R))
       call('SADD', P .. 'i:' .. inc, unpack(held))
-      call('ZADD', P .. 'r', unpack(r))
     end
     if not limited then running(counts, now) end
     for level, tag in pairs(tags) do
@@ -851,7 +938,7 @@ function F.claim(a)
     -- One wake-up leads to the next while there is work.
     wake((best(pid)), 1)
   end
-  return { 'OK', num(now), next_due(), again, out }
+  return { 'OK', num(now), next_due(), again, num(fence), out }
 end
 
 -- per job: id fence result
@@ -860,64 +947,60 @@ function F.complete(a)
   local ids, out = {}, {}
   for i = 1, #a, 3 do ids[#ids + 1] = a[i] end
   local runs = call('HMGET', P .. 'R', unpack(ids))
-  local gone, ends, counts, by = {}, {}, {}, {}
-  local stamp = num(now)
-  local lists, dependents = {}, {}
-  for n, id in ipairs(ids) do
-    lists[n] = P .. 'e:' .. id
-    dependents[n] = P .. 'dp:' .. id
-  end
-  local told = call('EXISTS', unpack(lists)) > 0
-  local waited_for = call('EXISTS', unpack(dependents)) > 0
-  local watched = call('ZCARD', P .. 'wt') > 0
+  local gone, done, counts, by, claims, ended_with = {}, {}, {}, {}, {}, {}
+  local ended_at = ' ' .. num(now) .. ' '
+  local place = call('LLEN', P .. 'fc') + tonumber(call('GET', P .. 'fp') or 0)
+  local others_wait = call('EXISTS', P .. 'ds') == 1
+  local watched = call('EXISTS', P .. 'wt') == 1
   for n, id in ipairs(ids) do
     local fence, result = a[n * 3 - 1], a[n * 3]
     local run = runs[n]
-    local held, claimed, inc, worker, cid, flags
-    if run then held, claimed, inc, worker, cid, flags = match(run, '^(%S+) (%S+) (%S+) (%S+) (%S+) (%S+)$') end
+    local held, who, cid, flags
+    if run and not ended_with[id] then held, who, cid, flags = match(run, '^(%d+) (%S+ %S+ %S+) (%S+) (%S+)$') end
     if held == fence then
-      runs[n] = false
-      if told and call('EXISTS', lists[n]) == 1 then
+      -- Jobs of one claim have this in common.
+      local claim = claims[who]
+      if not claim then
+        local claimed, inc, worker = match(who, '^(%S+) (%S+) (%S+)$')
+        by[inc] = by[inc] or {}
+        claim = { jobs = by[inc], text = ' ' .. claimed .. ' ' .. worker .. ' ' }
+        claims[who] = claim
+      end
+      ended_with[id] = fence
+      local k = #gone + 1
+      gone[k] = id
+      done[2 * k - 1] = id
+      done[2 * k] = num(place + k) .. ended_at .. fence .. claim.text .. result
+      claim.jobs[#claim.jobs + 1] = id
+      counts[cid] = (counts[cid] or 0) + 1
+      if sub(result, 1, 1) == '@' then call('SADD', P .. 'bl', id) end
+      if flags ~= '-' and find(flags, 'h', 1, true) then
         event(id, now, 'completed', 'null', run)
       elseif watched then
         call('PUBLISH', P .. 'e:' .. id, 'completed')
       end
-      for other = n + 1, #ids do if ids[other] == id then runs[other] = false end end
-      gone[#gone + 1] = id
-      by[inc] = by[inc] or {}
-      table.insert(by[inc], id)
-      counts[cid] = (counts[cid] or 0) + 1
-      local mk = P .. 'm:' .. id
-      call('HSET', mk, 'st', 'c', 'fin', stamp, 'cl', claimed, 'w', worker, 'n', fence, 'res', result)
-      if sub(result, 1, 1) == '@' then call('SADD', P .. 'bl', id) end
-      if flags == '-' then
-        ends[#ends + 1] = stamp
-        ends[#ends + 1] = id
-        if waited_for and call('EXISTS', dependents[n]) == 1 then tell_dependents(id, now) end
-      else
+      if flags ~= '-' then
         ended(id, 'c', flags, now)
+      elseif others_wait and call('EXISTS', P .. 'dp:' .. id) == 1 then
+        tell_dependents(id, now)
       end
       out[n] = 'OK'
+    elseif (ended_with[id] or match(call('HGET', P .. 'C', id) or '', '^%S+ %S+ (%S+)')) == fence then
+      out[n] = 'OK'
+    elseif call('EXISTS', P .. 'j:' .. id) == 1 then
+      out[n] = 'STALE'
     else
-      local m = call('HMGET', P .. 'm:' .. id, 'st', 'n')
-      if m[1] == 'c' and m[2] == fence then
-        out[n] = 'OK'
-      elseif call('EXISTS', P .. 'j:' .. id) == 1 then
-        out[n] = 'STALE'
-      else
-        out[n] = 'UNKNOWN'
-      end
+      out[n] = 'UNKNOWN'
     end
   end
   if #gone > 0 then
+    call('HSET', P .. 'C', unpack(done))
+    call('RPUSH', P .. 'fc', unpack(gone))
     call('HDEL', P .. 'R', unpack(gone))
-    call('ZREM', P .. 'r', unpack(gone))
-    for inc, list in pairs(by) do call('SREM', P .. 'i:' .. inc, unpack(list)) end
-    if #ends > 0 then call('ZADD', P .. 'f:c', unpack(ends)) end
-    for cid, n in pairs(counts) do
-      counts[cid] = -n
-      live(cid, -n, now)
-    end
+    if call('EXISTS', P .. 'r') == 1 then call('ZREM', P .. 'r', unpack(gone)) end
+    for inc, jobs in pairs(by) do call('SREM', P .. 'i:' .. inc, unpack(jobs)) end
+    for cid, n in pairs(counts) do counts[cid] = -n end
+    live_all(counts, now)
     running(counts, now)
   end
   return out
@@ -959,7 +1042,7 @@ function F.move(a)
   elseif st == 'b' then
     call('ZREM', P .. 'b', id)
   else
-    call('ZREM', P .. 'f:' .. st, id)
+    if st == 'c' then call('HDEL', P .. 'C', id) else call('ZREM', P .. 'f:' .. st, id) end
     call('ZREM', P .. 'o', id)
     was_live = false
   end
@@ -985,6 +1068,7 @@ function F.move(a)
   end
   event(id, now, kind, data, st == 'r' and run)
   if is_live then
+    call('SADD', P .. 'ch', id)
     call('HDEL', mk, 'fin')
     if cid ~= base then call('HSET', mk, 'c', cid) else call('HDEL', mk, 'c') end
     if not was_live and find(flags, 'u', 1, true) then
@@ -1003,6 +1087,7 @@ function F.move(a)
       make_pending(id, cid, score)
     end
   else
+    call('SREM', P .. 'ch', id)
     call('HSET', mk, 'st', target, 'fin', num(now))
     if target == 'x' and kind ~= 'cancelled' then event(id, now, 'cancelled', 'null') end
     ended(id, target, flags, now)
@@ -1061,6 +1146,7 @@ local function adopt(inc, id, fence, now)
   comes_back(id, base, now)
   if timeout == '-' then timeout = '3600000' end
   local worker = match(call('HGET', P .. 'I', inc), '^%S+')
+  if call('SREM', P .. 'ch', id) == 1 then flags = flags .. 'h' end
   call('HSET', P .. 'R', id, fence .. ' ' .. num(now) .. ' ' .. inc .. ' ' .. worker .. ' ' .. cid .. ' ' .. flags)
   call('SADD', P .. 'i:' .. inc, id)
   call('ZADD', P .. 'r', num(now + tonumber(timeout)), id)
@@ -1088,17 +1174,27 @@ function F.heartbeat(a)
     end
     i = i + 2 + loaded
     local held = tonumber(a[i])
-    local lost, cancelled, known = {}, {}, {}
-    for n = 1, held do
-      local id, fence = a[i + n * 2 - 1], a[i + n * 2]
-      known[id] = true
-      local run = call('HGET', P .. 'R', id)
-      if not run and there and adopt(inc, id, fence, now) then
+    local lost, cancelled, known, ids = {}, {}, {}, {}
+    for n = 1, held do ids[n] = a[i + n * 2 - 1] end
+    for from = 1, held, 500 do
+      local to = math.min(from + 499, held)
+      local runs = call('HMGET', P .. 'R', unpack(ids, from, to))
+      local deadlines = call('ZMSCORE', P .. 'r', unpack(ids, from, to))
+      for n = from, to do
+        local id, fence, run = ids[n], a[i + n * 2], runs[n - from + 1]
         known[id] = true
-      elseif not run or match(run, '^%S+') ~= fence then
-        lost[#lost + 1] = id
-      elseif call('HGET', P .. 'm:' .. id, 'x') then
-        cancelled[#cancelled + 1] = id
+        local holds, claimed = match(run or '', '^(%S+) (%S+)')
+        if holds == fence then
+          -- Whoever asked for its cancellation left an event.
+          if sub(run, -1) == 'h' and call('HGET', P .. 'm:' .. id, 'x') then cancelled[#cancelled + 1] = id end
+          if not deadlines[n - from + 1] then
+            local _, _, timeout = header(id)
+            if timeout == '-' then timeout = '3600000' end
+            call('ZADD', P .. 'r', num(tonumber(claimed) + tonumber(timeout or 0)), id)
+          end
+        elseif run or not there or not adopt(inc, id, fence, now) then
+          lost[#lost + 1] = id
+        end
       end
     end
     i = i + held * 2 + 1
@@ -1124,7 +1220,7 @@ end
 -- What there is to do for anybody: Incarnations whose lease has ended, attempts past their time, ...
 function F.todo()
   local now = now_ms()
-  promote(now)
+  promote(now, BATCH)
   for _, id in ipairs(call('ZRANGEBYSCORE', P .. 'wt', '-inf', num(now), 'LIMIT', 0, BATCH)) do call('ZREM', P .. 'wt', id) end
   -- Workers that sleep although their lane has work: a wake-up went to one that died.
   local heads = call('ZRANGE', P .. 'H', 0, 15)
@@ -1152,7 +1248,7 @@ end
 
 -- Makes claimable what is due; answers with the next time.
 function F.promote()
-  promote(now_ms())
+  promote(now_ms(), BATCH)
   return next_due()
 end
 
@@ -1161,7 +1257,7 @@ function F.settle()
   local now = now_ms()
   local id = call('LINDEX', P .. 'sl', 0)
   if not id then return 0 end
-  local st = call('HGET', P .. 'm:' .. id, 'st')
+  local st = fixed_state(id)
   if not st or not find('cfx', st, 1, true) then
     -- Tried again before they were told: they wait for how that ends.
     call('LPOP', P .. 'sl')
@@ -1192,51 +1288,88 @@ function F.settle()
       end
     end
   end
-  if call('EXISTS', P .. 'dp:' .. id) == 0 then call('LPOP', P .. 'sl') end
+  if call('EXISTS', P .. 'dp:' .. id) == 0 then
+    call('SREM', P .. 'ds', id)
+    call('LPOP', P .. 'sl')
+  end
   return call('LLEN', P .. 'sl')
 end
 
 -- Whoever waits for the job has to be told first.
 local function waited_for(id) return call('EXISTS', P .. 'dp:' .. id) == 1 end
 
-local function drop(id, st)
-  local _, base = header(id)
-  comes_back(id, base, now_ms())
-  call('DEL', P .. 'j:' .. id, P .. 'm:' .. id, P .. 'e:' .. id)
-  call('ZREM', P .. 'f:' .. st, id)
-  local key = call('HGET', P .. 'ki', id)
-  if key then
-    call('HDEL', P .. 'ki', id)
-    call('HDEL', P .. 'ik', key)
-  end
-  call('HDEL', P .. 'uk', id)
-  call('ZREM', P .. 'o', id)
-  if call('SREM', P .. 'bl', id) == 1 then call('RPUSH', P .. 'bg', id .. ' ' .. num(now_ms())) end
-end
-
--- Drops those of the jobs that nobody waits for; answers with how many.
-local function drop_all(ids, st)
-  local n = 0
+-- All that is kept of jobs that are over, but for their entries in fc.
+local function drop(ids, st, now)
+  if #ids == 0 then return end
+  local moved = call('EXISTS', P .. 'av') == 1
   for _, id in ipairs(ids) do
-    if not waited_for(id) then
-      drop(id, st)
-      n = n + 1
+    if moved then
+      local _, base = header(id)
+      comes_back(id, base, now)
+    end
+    call('DEL', P .. 'j:' .. id, P .. 'm:' .. id, P .. 'e:' .. id)
+  end
+  if st == 'c' then call('HDEL', P .. 'C', unpack(ids)) else call('ZREM', P .. 'f:' .. st, unpack(ids)) end
+  if call('EXISTS', P .. 'ki') == 1 then
+    for i, key in ipairs(call('HMGET', P .. 'ki', unpack(ids))) do
+      if key then
+        call('HDEL', P .. 'ki', ids[i])
+        call('HDEL', P .. 'ik', key)
+      end
     end
   end
-  return n
+  call('HDEL', P .. 'uk', unpack(ids))
+  call('ZREM', P .. 'o', unpack(ids))
+  if call('EXISTS', P .. 'bl') == 1 then
+    local stamp = num(now)
+    for _, id in ipairs(ids) do
+      if call('SREM', P .. 'bl', id) == 1 then call('RPUSH', P .. 'bg', id .. ' ' .. stamp) end
+    end
+  end
+end
+
+-- The oldest completed jobs that are kept no longer; takes their entries out of fc, and those that mean nothing any more.
+local function outlived(before, max)
+  local excess = call('HLEN', P .. 'C') - max
+  local ids = call('LRANGE', P .. 'fc', 0, BATCH - 1)
+  if #ids == 0 then return {}, 0 end
+  local left = tonumber(call('GET', P .. 'fp') or 0)
+  local old, n = {}, 0
+  for i, done in ipairs(call('HMGET', P .. 'C', unpack(ids))) do
+    local place, finished = match(done or '', '^(%S+) (%S+)')
+    if tonumber(place) == left + i then
+      if (tonumber(finished) > before and #old >= excess) or waited_for(ids[i]) then break end
+      old[#old + 1] = ids[i]
+    end
+    call('LPOP', P .. 'fc')
+    n = n + 1
+  end
+  if n > 0 then call('INCRBY', P .. 'fp', n) end
+  return old, n
+end
+
+local function without_waited_for(ids)
+  if call('EXISTS', P .. 'ds') == 0 then return ids end
+  local out = {}
+  for _, id in ipairs(ids) do if not waited_for(id) then out[#out + 1] = id end end
+  return out
 end
 
 -- keep_finished keep_failed max: drops what is kept no longer, in one bounded step; answers with how many.
 function F.retain(a)
   local now = now_ms()
   local n = 0
-  for _, st in ipairs({ 'c', 'x', 'f' }) do
+  local completed, taken = outlived(now - tonumber(a[1]), tonumber(a[3]))
+  drop(completed, 'c', now)
+  n = n + taken
+  for _, st in ipairs({ 'x', 'f' }) do
     local fk = P .. 'f:' .. st
     local before = now - tonumber(st == 'f' and a[2] or a[1])
-    local gone = drop_all(call('ZRANGEBYSCORE', fk, '-inf', num(before), 'LIMIT', 0, 2 * BATCH), st)
+    local gone = without_waited_for(call('ZRANGEBYSCORE', fk, '-inf', num(before), 'LIMIT', 0, BATCH))
     local excess = call('ZCARD', fk) - tonumber(a[3])
-    if gone == 0 and excess > 0 then gone = drop_all(call('ZRANGE', fk, 0, math.min(excess, 2 * BATCH) - 1), st) end
-    n = n + gone
+    if #gone == 0 and excess > 0 then gone = without_waited_for(call('ZRANGE', fk, 0, math.min(excess, BATCH) - 1)) end
+    drop(gone, st, now)
+    n = n + #gone
   end
   -- Classes and profiles that nobody has used for an hour, places of workflows after a week, and old tags.
   local hour = num(now - 3600000)
@@ -1322,13 +1455,25 @@ end
 
 -- Reading ----------------------------------------------------------------------------------------------------------
 
+-- When, and under which claim, a job was completed, and its result.
+local function completion(id)
+  return match(call('HGET', P .. 'C', id) or '', '^%S+ (%S+) (%S+) (%S+) (%S+) (.*)$')
+end
+
 function reads.get(a)
   local out = {}
   for n, id in ipairs(a) do
     local raw = call('GET', P .. 'j:' .. id)
     if raw then
       local run = call('HGET', P .. 'R', id) or ''
-      out[n] = { raw, run, call('ZSCORE', P .. 'd', id) or '', call('HGETALL', P .. 'm:' .. id) }
+      local m = call('HGETALL', P .. 'm:' .. id)
+      local fin, fence, claimed, worker, result = completion(id)
+      if fin then
+        for _, word in ipairs({ 'st', 'c', 'fin', fin, 'n', fence, 'cl', claimed, 'w', worker, 'res', result }) do
+          m[#m + 1] = word
+        end
+      end
+      out[n] = { raw, run, call('ZSCORE', P .. 'd', id) or '', m }
     else
       out[n] = {}
     end
@@ -1336,12 +1481,43 @@ function reads.get(a)
   return { num(now_ms()), out }
 end
 
+-- The jobs that run, holder by holder.
+local function list_running(offset, count)
+  local out = {}
+  for _, inc in ipairs(call('ZRANGE', P .. 'W', 0, 999)) do
+    local n = call('SCARD', P .. 'i:' .. inc)
+    if offset >= n then
+      offset = offset - n
+    else
+      local ids = call('SMEMBERS', P .. 'i:' .. inc)
+      table.sort(ids)
+      for i = offset + 1, math.min(n, offset + count - #out) do out[#out + 1] = ids[i] end
+      offset = 0
+    end
+    if #out == count then break end
+  end
+  return out
+end
+
+-- Completed jobs, latest first; "" for an entry that means nothing any more.
+local function list_completed(offset, count)
+  local last = call('LLEN', P .. 'fc') - 1 - offset
+  if last < 0 then return {} end
+  local first = math.max(0, last - count + 1)
+  local ids, out = call('LRANGE', P .. 'fc', first, last), {}
+  local left = first + tonumber(call('GET', P .. 'fp') or 0)
+  for i, done in ipairs(call('HMGET', P .. 'C', unpack(ids))) do
+    out[#ids + 1 - i] = tonumber(match(done or '', '^%S+')) == left + i and ids[i] or ''
+  end
+  return out
+end
+
 -- letter (not p) offset count
 function reads.list(a)
   local st, offset, count = a[1], tonumber(a[2]), tonumber(a[3])
-  if st == 'r' or st == 'd' or st == 'b' then
-    return call('ZRANGE', P .. st, offset, offset + count - 1)
-  end
+  if st == 'r' then return list_running(offset, count) end
+  if st == 'c' then return list_completed(offset, count) end
+  if st == 'd' or st == 'b' then return call('ZRANGE', P .. st, offset, offset + count - 1) end
   return call('ZREVRANGE', P .. 'f:' .. st, offset, offset + count - 1)
 end
 
@@ -1360,7 +1536,7 @@ function reads.events(a)
   local id = a[1]
   local _, _, _, submitted = header(id)
   if not submitted then return {} end
-  local m = call('HMGET', P .. 'm:' .. id, 'ev', 'ce', 'st', 'n', 'cl', 'w', 'fin')
+  local m = call('HMGET', P .. 'm:' .. id, 'ev', 'ce')
   local trimmed = tonumber(m[1] or 0)
   -- The first event is the submission, which the record tells; the list has the others.
   local from = math.max(0, tonumber(a[2]) - 1 - trimmed)
@@ -1372,8 +1548,9 @@ function reads.events(a)
   if run then
     local fence, at, _, worker = match(run, '^(%S+) (%S+) (%S+) (%S+)')
     if m[2] ~= fence then more = { claimed_event(at, worker, fence) } end
-  elseif m[3] == 'c' and length == 0 then
-    more = { claimed_event(m[5], m[6], m[4]), m[7] .. ' completed null' }
+  elseif length == 0 then
+    local fin, fence, claimed, worker = completion(id)
+    if fin then more = { claimed_event(claimed, worker, fence), fin .. ' completed null' } end
   end
   if from + #list >= length then
     for i = math.max(1, from - length + 1), #more do list[#list + 1] = more[i] end
@@ -1391,7 +1568,7 @@ function reads.stats()
   end
   if oldest ~= '' then oldest = num(oldest) end
   return {
-    call('ZCARD', P .. 'd'), call('GET', P .. 'np') or '0', call('ZCARD', P .. 'r'), call('ZCARD', P .. 'f:c'),
+    call('ZCARD', P .. 'd'), call('GET', P .. 'np') or '0', call('HLEN', P .. 'R'), call('HLEN', P .. 'C'),
     call('ZCARD', P .. 'f:f'), call('ZCARD', P .. 'f:x'), call('ZCARD', P .. 'b'), oldest,
     call('ZCARD', P .. 'W'), call('LLEN', P .. 'inbox'), call('ZCARD', P .. 'o'), call('HLEN', P .. 'cls'),
   }
@@ -1506,35 +1683,64 @@ function F.audit(a)
       if call('ZSCORE', P .. 'd', id) then places[#places + 1] = 'delayed' end
       if call('ZSCORE', P .. 'c:' .. cid, id) then places[#places + 1] = 'pending' end
       if call('ZSCORE', P .. 'b', id) then places[#places + 1] = 'blocked' end
-      for _, st in ipairs({ 'c', 'f', 'x' }) do
+      if call('HEXISTS', P .. 'C', id) == 1 then places[#places + 1] = 'c' end
+      for _, st in ipairs({ 'f', 'x' }) do
         if call('ZSCORE', P .. 'f:' .. st, id) then places[#places + 1] = st end
       end
       if #places ~= 1 then
         problems[#problems + 1] = 'job ' .. id .. ' is in ' .. #places .. ' places: ' .. table.concat(places, ', ')
         if repair then
-          for _, key in ipairs({ 'd', 'b', 'f:c', 'f:f', 'f:x', 'r', 'c:' .. cid }) do call('ZREM', P .. key, id) end
-          local st = call('HGET', mk, 'st')
-          if st == 'c' or st == 'f' or st == 'x' then
+          for _, key in ipairs({ 'd', 'b', 'f:f', 'f:x', 'r', 'c:' .. cid }) do call('ZREM', P .. key, id) end
+          local st = fixed_state(id)
+          local run = call('HGET', P .. 'R', id)
+          if run then leave_running(id, run, now) end
+          if st == 'f' or st == 'x' then
             call('ZADD', P .. 'f:' .. st, call('HGET', mk, 'fin') or num(now), id)
-          else
-            local run = call('HGET', P .. 'R', id)
-            if run then leave_running(id, run, now) end
+          elseif st ~= 'c' then
             call('HDEL', mk, 'st')
+            call('SADD', P .. 'ch', id)
             put(id, cid, score)
           end
         end
       end
+      local done = call('HGET', P .. 'C', id)
+      if done then
+        local at = tonumber(match(done, '^%S+')) - tonumber(call('GET', P .. 'fp') or 0) - 1
+        if at < 0 or call('LINDEX', P .. 'fc', num(at)) ~= id then
+          problems[#problems + 1] = 'job ' .. id .. ' is completed, and would be kept for ever'
+          if repair then
+            local place = call('RPUSH', P .. 'fc', id) + tonumber(call('GET', P .. 'fp') or 0)
+            call('HSET', P .. 'C', id, (string.gsub(done, '^%S+', num(place))))
+          end
+        end
+      end
+      if waited_for(id) and call('SISMEMBER', P .. 'ds', id) == 0 then
+        problems[#problems + 1] = 'job ' .. id .. ' is waited for, and those who wait would not be told'
+        if repair then call('SADD', P .. 'ds', id) end
+      end
       local run = call('HGET', P .. 'R', id)
+      if not run and call('ZSCORE', P .. 'r', id) then
+        problems[#problems + 1] = 'job ' .. id .. ' has a deadline, and does not run'
+        if repair then call('ZREM', P .. 'r', id) end
+      end
+      if run and sub(run, -1) ~= 'h' and call('EXISTS', P .. 'e:' .. id) == 1 then
+        problems[#problems + 1] = 'job ' .. id .. ' runs, and its end would be no event'
+        run = run .. 'h'
+        if repair then call('HSET', P .. 'R', id, run) end
+      end
       if run then
         local inc = match(run, '^%S+ %S+ (%S+)')
-        local whole = call('ZSCORE', P .. 'r', id) and call('SISMEMBER', P .. 'i:' .. inc, id) == 1
-        if not whole or not call('ZSCORE', P .. 'W', inc) then
+        if call('SISMEMBER', P .. 'i:' .. inc, id) == 0 or not call('ZSCORE', P .. 'W', inc) then
           problems[#problems + 1] = 'job ' .. id .. ' runs on ' .. inc .. ', which does not know of it'
           if repair then
             leave_running(id, run, now)
+            call('SADD', P .. 'ch', id)
             put(id, cid, score)
           end
         end
+      elseif not find('cfx', fixed_state(id) or 'w', 1, true) and call('EXISTS', mk) > call('SISMEMBER', P .. 'ch', id) then
+        problems[#problems + 1] = 'job ' .. id .. ' waits, and what changed of it would not be seen'
+        if repair then call('SADD', P .. 'ch', id) end
       end
       local over = places[1] and find('cfx', places[1], 1, true)
       if not over and not call('HGET', P .. 'cls', cid) then problems[#problems + 1] = 'class ' .. cid .. ' of job ' .. id .. ' is not defined' end
@@ -1595,6 +1801,6 @@ function F.drop(a)
   if not st then return 'UNKNOWN' end
   if not find('cfx', st, 1, true) then return st end
   if waited_for(id) then return 'WAITED' end
-  drop(id, st)
+  drop({ id }, st, now_ms())
   return 'OK'
 end

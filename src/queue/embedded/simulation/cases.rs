@@ -22,13 +22,8 @@ impl Simulation {
 
     fn claim_plain(&self, worker: usize) -> Vec<(String, String)> {
         let incarnation = self.model.workers[worker].incarnation.clone().unwrap();
-        let given = self.words("claim", &[&incarnation, "9", "0"]).list().unwrap().remove(4).list().unwrap();
-        let mut claims = Vec::new();
-        for entry in given {
-            let mut parts = entry.list().unwrap().into_iter().map(|part| part.text().unwrap_or_default());
-            claims.push((parts.next().unwrap(), parts.next().unwrap()));
-        }
-        claims
+        let mut answer = self.words("claim", &[&incarnation, "9", "0"]).list().unwrap();
+        Self::claims(&mut answer)
     }
 
     fn retain_plain(&self) {

@@ -27,14 +27,22 @@ impl Simulation {
         let data = self.functions.data.borrow();
         let mut expected: BTreeMap<String, BTreeMap<String, u64>> = BTreeMap::new();
         let mut runs: BTreeMap<String, String> = BTreeMap::new();
+        let mut completed: BTreeMap<String, String> = BTreeMap::new();
         for (id, job) in &self.model.jobs {
             let (key, score) = match &job.state {
                 State::Pending => (format!("c:{}", job.class().id()), Some(job.place)),
                 State::Delayed(due) => ("d".to_owned(), Some(*due)),
                 State::Blocked => ("b".to_owned(), None),
-                State::Running { deadline, incarnation, fence, .. } => {
+                State::Running { deadline, incarnation, fence, beaten, .. } => {
                     runs.insert(id.clone(), format!("{fence} {incarnation}"));
+                    if !beaten {
+                        continue;
+                    }
                     ("r".to_owned(), Some(*deadline))
+                }
+                State::Over('c', at) => {
+                    completed.insert(id.clone(), at.to_string());
+                    continue;
                 }
                 State::Over(how, at) => (format!("f:{how}"), Some(*at)),
             };
@@ -42,7 +50,7 @@ impl Simulation {
             let score = score.unwrap_or_else(|| data.score(&key, id).map_or(0, |score| score as u64));
             expected.entry(key).or_default().insert(id.clone(), score);
         }
-        let mut keys: BTreeSet<String> = ["d", "b", "r", "f:c", "f:f", "f:x"].map(str::to_owned).into();
+        let mut keys: BTreeSet<String> = ["d", "b", "r", "f:f", "f:x"].map(str::to_owned).into();
         keys.extend(data.keys_with_prefix("c:").iter().map(ToString::to_string));
         keys.extend(expected.keys().cloned());
         for key in keys {
@@ -55,6 +63,10 @@ impl Simulation {
             (id.to_string(), format!("{} {}", words[0], words[2]))
         });
         assert_eq!(held.collect::<BTreeMap<_, _>>(), runs);
+        // That the list of the completed has each at its place, so that none is kept for ever, the audit looks at.
+        let ends = data.hash("C").into_iter().flatten();
+        let ends = ends.map(|(id, end)| (id.to_string(), end.split(' ').nth(1).unwrap_or_default().to_owned()));
+        assert_eq!(ends.collect::<BTreeMap<_, _>>(), completed);
         let records = data.keys_with_prefix("j:").iter().map(|key| key[2..].to_owned()).collect::<BTreeSet<_>>();
         assert_eq!(records, self.model.jobs.keys().cloned().collect());
     }

@@ -12,6 +12,13 @@ impl Simulation {
         classes.filter(|class| class.admits(worker, state.abilities)).collect()
     }
 
+    /// The jobs of an answer, and their claims.
+    pub(super) fn claims(answer: &mut Vec<Reply>) -> Vec<(String, String)> {
+        let (jobs, before) = (answer.remove(5).list().unwrap(), answer[4].clone().number::<u64>().unwrap());
+        let ids = jobs.chunks(3).map(|job| job[0].clone().text().unwrap());
+        ids.zip(before + 1..).map(|(id, fence)| (id, fence.to_string())).collect()
+    }
+
     pub(super) fn claim(&mut self) {
         let worker = self.below(self.model.workers.len());
         let Some(incarnation) = self.model.workers[worker].incarnation.clone() else {
@@ -29,9 +36,7 @@ impl Simulation {
             let mut answer = self.call("claim", &words).list().unwrap();
             assert_eq!(answer[0], Reply::Text("OK".to_owned()));
             self.model.promote();
-            for entry in answer.remove(4).list().unwrap() {
-                let mut parts = entry.list().unwrap().into_iter();
-                let (id, fence) = (parts.next().unwrap().text().unwrap(), parts.next().unwrap().text().unwrap());
+            for (id, fence) in Self::claims(&mut answer) {
                 let number: u64 = fence.parse().unwrap();
                 assert!(number > self.fence, "claim {number} after claim {}", self.fence);
                 self.fence = number;

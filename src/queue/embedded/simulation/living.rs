@@ -106,10 +106,11 @@ impl Simulation {
         }
         // What it holds, and something that it does not.
         let (mut held, mut cancelled) = (Vec::new(), Vec::new());
-        for (id, job) in &self.model.jobs {
-            if let State::Running { incarnation: holder, fence, .. } = &job.state
+        for (id, job) in &mut self.model.jobs {
+            if let State::Running { incarnation: holder, fence, beaten, .. } = &mut job.state
                 && holder == incarnation
             {
+                *beaten = true;
                 held.extend([id.clone(), fence.clone()]);
                 cancelled.extend(job.cancelling.then(|| id.clone()));
             }

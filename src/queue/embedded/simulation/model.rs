@@ -22,6 +22,8 @@ pub(super) enum State {
         incarnation: String,
         fence: String,
         deadline: u64,
+        /// It has run for a heartbeat: from then on somebody looks whether it ends in time.
+        beaten: bool,
     },
     /// The letter says how it ended.
     Over(char, u64),
@@ -41,6 +43,8 @@ pub(super) struct Job {
     pub unique: String,
     pub idempotency: String,
     pub cancelling: bool,
+    /// Of those that are over, which ended before which.
+    pub ended: u64,
     /// The latest claim that ended.
     pub last_fence: Option<String>,
     /// Workers that never get it again.
@@ -71,6 +75,8 @@ pub(super) struct Model {
     pub unique: BTreeMap<String, String>,
     /// Until when some worker said to have the model loaded.
     pub loaded_until: u64,
+    /// How many jobs ended.
+    pub ends: u64,
     /// What jobs waited for that have been dropped since.
     pub dropped_waits: BTreeSet<String>,
 }
@@ -169,7 +175,7 @@ impl Model {
         let now = self.now;
         let job = self.jobs.get_mut(id).unwrap();
         let deadline = now + job.timeout;
-        job.state = State::Running { worker, incarnation, fence: fence.to_owned(), deadline };
+        job.state = State::Running { worker, incarnation, fence: fence.to_owned(), deadline, beaten: false };
     }
 
     /// A claim that the store has forgotten counts again, unless the job went on without it.
@@ -180,7 +186,7 @@ impl Model {
         let forgotten = matches!(job.state, State::Pending | State::Delayed(_)) && job.last_fence.is_none();
         if forgotten {
             job.shy_until = None;
-            job.state = State::Running { worker, incarnation, fence: fence.to_owned(), deadline };
+            job.state = State::Running { worker, incarnation, fence: fence.to_owned(), deadline, beaten: true };
         }
         forgotten
     }
@@ -202,7 +208,7 @@ impl Model {
     }
 
     pub fn overdue(&self) -> BTreeSet<String> {
-        let late = |job: &Job| matches!(job.state, State::Running { deadline, .. } if deadline + GRACE <= self.now);
+        let late = |job: &Job| matches!(job.state, State::Running { deadline, beaten: true, .. } if deadline + GRACE <= self.now);
         self.jobs.iter().filter(|(_, job)| late(job)).map(|(id, _)| id.clone()).collect()
     }
 
@@ -226,6 +232,10 @@ impl Model {
             State::Pending if was_over && !job.waits.is_empty() => State::Blocked,
             to => to,
         };
+        if job.is_over() {
+            self.ends += 1;
+            job.ended = self.ends;
+        }
         let (unique, over, letter) = (job.unique.clone(), job.is_over(), job.letter());
         if over && self.unique.get(&unique).is_some_and(|holder| holder == id) {
             self.unique.remove(&unique);
@@ -273,29 +283,35 @@ impl Model {
         self.dropped_waits.extend(job.waits);
     }
 
-    /// Drops what has been kept long enough; what somebody has not been told of is kept.
+    /// Drops what has been kept long enough; what somebody has not been told of is kept, and of completed jobs what
+    /// completed after that.
     pub fn retain(&mut self, keep: u64, keep_failed: u64, most: usize) {
         for letter in ['c', 'x', 'f'] {
             let kept = if letter == 'f' { keep_failed } else { keep };
             loop {
-                let mut over: Vec<(u64, String)> = Vec::new();
+                let mut over: Vec<(u64, u64, String)> = Vec::new();
                 for (id, job) in &self.jobs {
                     if let State::Over(how, at) = job.state
                         && how == letter
                     {
-                        over.push((at, id.clone()));
+                        // At the same time, those that are in the list of completed jobs go in its order.
+                        over.push((at, if letter == 'c' { job.ended } else { 0 }, id.clone()));
                     }
                 }
                 over.sort();
                 let excess = over.len().saturating_sub(most);
-                let old = over.iter().filter(|(at, _)| at + kept <= self.now).count();
+                let old = over.iter().filter(|(at, ..)| at + kept <= self.now).count();
                 let untold = self.untold();
-                let gone: Vec<_> =
-                    over.into_iter().take(old.max(excess)).filter(|(_, id)| !untold.contains(id)).collect();
+                let ids = over.into_iter().take(old.max(excess)).map(|(.., id)| id);
+                let gone: Vec<String> = if letter == 'c' {
+                    ids.take_while(|id| !untold.contains(id)).collect()
+                } else {
+                    ids.filter(|id| !untold.contains(id)).collect()
+                };
                 if gone.is_empty() {
                     break;
                 }
-                for (_, id) in gone {
+                for id in gone {
                     self.forget(&id);
                 }
             }

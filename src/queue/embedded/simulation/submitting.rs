@@ -155,6 +155,7 @@ impl Simulation {
             unique: order.unique.clone(),
             idempotency: order.idempotency.clone(),
             cancelling: false,
+            ended: 0,
             last_fence: None,
             banned: [].into(),
             shy: None,
