@@ -189,11 +189,8 @@ local function best(pid)
   return lane, least
 end
 
--- The class joins or leaves the profiles; it moves to the lane of its new set. Only its head moves, never a job.
-local function subscribe(cid, pid, add)
-  local sk = P .. 's:' .. cid
-  if add then call('SADD', P .. 'pc:' .. pid, cid) else call('SREM', P .. 'pc:' .. pid, cid) end
-  if call(add and 'SADD' or 'SREM', sk, pid) == 0 then return end
+-- The class has joined or left profiles; it moves to the lane of its new set. Only its head moves, never a job.
+local function find_lane(cid)
   local old = call('HGET', P .. 'lane', cid)
   if old then
     call('ZREM', P .. 'l:' .. old, cid)
@@ -204,7 +201,7 @@ local function subscribe(cid, pid, add)
       call('DEL', P .. 'lp:' .. old)
     end
   end
-  local set = call('SMEMBERS', sk)
+  local set = call('SMEMBERS', P .. 's:' .. cid)
   if #set == 0 then
     call('HDEL', P .. 'lane', cid)
     return
@@ -217,6 +214,23 @@ local function subscribe(cid, pid, add)
     for _, q in ipairs(set) do call('SADD', P .. 'pl:' .. q, lane) end
   end
   class_fix(cid)
+end
+
+-- Answers whether that is new.
+local function join(cid, pid)
+  call('SADD', P .. 'pc:' .. pid, cid)
+  return call('SADD', P .. 's:' .. cid, pid) == 1
+end
+
+local function subscribe(cid, pid, add)
+  local changed
+  if add then
+    changed = join(cid, pid)
+  else
+    call('SREM', P .. 'pc:' .. pid, cid)
+    changed = call('SREM', P .. 's:' .. cid, pid) == 1
+  end
+  if changed then find_lane(cid) end
 end
 
 -- Scopes: what is paused or limited --------------------------------------------------------------------------------
@@ -649,7 +663,9 @@ function F.add_class(a)
     call('HSET', P .. 'cn', cid, 0)
     call('ZADD', P .. 'cz', num(now_ms()), cid)
   end
-  for i = 5, #a do subscribe(cid, a[i], true) end
+  local changed = false
+  for i = 5, #a do changed = join(cid, a[i]) or changed end
+  if changed then find_lane(cid) end
   return 'OK'
 end
 
