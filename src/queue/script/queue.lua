@@ -38,6 +38,7 @@ local MAX_EVENTS = 1000
 local MAX_ENTRY = 8388608 -- bytes of one submission in the inbox, and about as many are read at once
 local BATCH = 50
 local CLAIM = 64 -- jobs of one claim at most
+local MOVES = 5 -- classes that change their lane in one call
 local GRACE = 15000 -- the holder stops an attempt at its time; the reaper does so many ms after
 local SLACK = 50 -- a loaded model may overtake by so many places
 local UNPARK = 16 -- so many classes are put back at once, the next so many ms later
@@ -1389,20 +1390,24 @@ function F.retain(a)
   end
   -- Classes and profiles that nobody has used for an hour, places of workflows after a week, and old tags.
   local hour = num(now - 3600000)
-  for _, cid in ipairs(call('ZRANGEBYSCORE', P .. 'cz', '-inf', hour, 'LIMIT', 0, 10)) do
+  for _, cid in ipairs(call('ZRANGEBYSCORE', P .. 'cz', '-inf', hour, 'LIMIT', 0, 4)) do
     call('ZREM', P .. 'cz', cid)
+    n = n + 1
     if tonumber(call('HGET', P .. 'cn', cid) or 0) <= 0 then
-      for _, pid in ipairs(call('SMEMBERS', P .. 's:' .. cid)) do subscribe(cid, pid, false) end
+      for _, pid in ipairs(call('SMEMBERS', P .. 's:' .. cid)) do call('SREM', P .. 'pc:' .. pid, cid) end
+      call('DEL', P .. 's:' .. cid)
+      find_lane(cid)
       for _, h in ipairs({ 'cls', 'cs', 'cn' }) do call('HDEL', P .. h, cid) end
     end
   end
-  for _, pid in ipairs(call('ZRANGEBYSCORE', P .. 'pz', '-inf', hour, 'LIMIT', 0, 4)) do
+  for _, pid in ipairs(call('ZRANGEBYSCORE', P .. 'pz', '-inf', hour, 'LIMIT', 0, 1)) do
+    n = n + 1
     -- From the first step on it is not complete: whoever registers with it meanwhile subscribes to all again.
     call('SREM', P .. 'pd', pid)
     call('HDEL', P .. 'profiles', pid)
-    local classes = call('SRANDMEMBER', P .. 'pc:' .. pid, 20)
+    local classes = call('SRANDMEMBER', P .. 'pc:' .. pid, MOVES)
     for _, cid in ipairs(classes) do subscribe(cid, pid, false) end
-    if #classes < 20 then
+    if #classes < MOVES then
       call('ZREM', P .. 'pz', pid)
       call('DEL', P .. 'pl:' .. pid, P .. 'pc:' .. pid, P .. 'z:' .. pid)
       call('SREM', P .. 'zp', pid)
