@@ -171,8 +171,10 @@ impl SlowLog {
     /// `None` where the queue is no Redis. Everything over half a millisecond is noted.
     async fn start() -> Option<Self> {
         let url = std::env::var("REDIS_URL").unwrap();
-        let mut connection =
-            redis::Client::open(url).ok()?.get_multiplexed_async_connection().await.expect("Redis answers");
+        // The log may be long.
+        let config = redis::AsyncConnectionConfig::new().set_response_timeout(Some(Duration::from_secs(60)));
+        let client = redis::Client::open(url).ok()?;
+        let mut connection = client.get_multiplexed_async_connection_with_config(&config).await.expect("Redis answers");
         for (name, value) in [("slowlog-log-slower-than", "500"), ("slowlog-max-len", "1000000")] {
             redis::cmd("CONFIG").arg("SET").arg(name).arg(value).exec_async(&mut connection).await.unwrap();
         }
