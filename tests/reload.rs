@@ -276,7 +276,7 @@ fn a_plan_tells_what_would_happen_and_does_nothing() {
         format!(
             "fn services(m) {{ [\n  #{{ name: \"db\", command: [\"sleep\", \"1000\"], env: #{{ API_KEY: \"{key}\", A: 1 }}, ports: [1] }},\n  \
              #{{ name: \"web\", command: [\"sleep\", \"1001\"], needs: [\"db\"], stop: #{{ grace: \"{grace}\" }} }},\n{more}] }}\n\
-             fn workers(m) {{ [ #{{ name: \"w\", connector: \"command\", slots: 2 }} ] }}\n"
+             fn workers(m) {{ [ #{{ name: \"w\", connector: \"simulation\", slots: 2 }} ] }}\n"
         )
     };
     let mut machine = Machine::new(&script("5s", "s3cret", ""), QUICK);

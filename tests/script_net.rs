@@ -74,7 +74,7 @@ async fn requests_carry_what_they_are_told_to() {
     assert_eq!(bench.run(&asked).await.unwrap(), json!(["DELETE", 200, "OPTIONS"]));
 
     for (call, message) in [
-        (format!("http::get(\"{echo}\", #{{ qery: 1 }})"), "did you mean query?"),
+        (format!("let options = #{{ qery: 1 }}; http::get(\"{echo}\", options)"), "did you mean query?"),
         (format!("http::post(\"{echo}\", #{{ json: 1, body: \"x\" }})"), "one body"),
         (format!("http::post(\"{echo}\", #{{ json: [secret(\"{SECRET_NAME}\")] }})"), "use it in headers"),
         (format!("http::get(\"{echo}\", #{{ timeout: \"soon\" }})"), "invalid duration"),

@@ -51,7 +51,8 @@ async fn a_directory_keeps_objects_and_lets_none_out() {
             format!("fs::mkdir(\".\"); try {{ {body}; }} catch (e) {{ return [e.kind, fs::list(\".\").len()]; }}");
         assert_eq!(bench.run(&caught).await.unwrap(), json!([kind, 0]), "{call}");
     }
-    let failure = bench.run("storage::open(#{ url: \"/tmp\", regoin: \"x\" })").await.unwrap_err();
+    let failure =
+        bench.run("let options = #{ url: \"/tmp\", regoin: \"x\" }; storage::open(options)").await.unwrap_err();
     assert!(failure.message.contains("did you mean region?"), "{failure}");
     assert_eq!(bench.run("storage::open(\"ftp://x/y\")").await.unwrap_err().class, FailureClass::Fatal);
 }

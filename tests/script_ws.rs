@@ -193,7 +193,11 @@ async fn every_end_is_told_and_shows_no_secret() {
     for (call, class, message) in [
         ("ws::connect(\"ftp://x/\")", FailureClass::Retryable, "ws://host/path"),
         ("ws::connect(\"ws://127.0.0.1:9/\")", FailureClass::Retryable, "ws://127.0.0.1:9/"),
-        ("ws::connect(\"ws://127.0.0.1:9/\", #{ pign: 1 })", FailureClass::Retryable, "did you mean ping?"),
+        (
+            "let options = #{ pign: 1 }; ws::connect(\"ws://127.0.0.1:9/\", options)",
+            FailureClass::Retryable,
+            "did you mean ping?",
+        ),
     ] {
         let failure = bench.run(call).await.unwrap_err();
         assert!(failure.class == class && failure.message.contains(message), "{call}: {failure}");

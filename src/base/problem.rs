@@ -239,13 +239,13 @@ mod tests {
     fn a_problem_shows_its_line_with_a_caret() {
         let source = SourceText::new(Path::new("machine.rhai"), "fn services(m) {\n\t[#{ comand: [] }]\n}\n");
         let problem =
-            Problem::error("unknown key \"comand\"").at(&source, 2, Some(5)).help("did you mean \"command\"?");
+            Problem::error("unknown key \"comand\"").at(&source, 2, Some(6)).help("did you mean \"command\"?");
         insta::assert_snapshot!(problem, @r#"
         error: unknown key "comand"
-         --> machine.rhai:2:5
+         --> machine.rhai:2:6
           |
         2 |  [#{ comand: [] }]
-          |     ^^^^^^
+          |      ^^^^^^
           = help: did you mean "command"?
         "#);
     }

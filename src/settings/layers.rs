@@ -478,53 +478,53 @@ mod tests {
          --> /gpu/machine.toml:6:1
           |
         6 | token = "${NO_SUCH}"
-          | ^
+          | ^^^^^
           = help: set it, or write ${NO_SUCH:-} to allow that
 
         error: [machine]: "workers": invalid type: string "many", expected u32
          --> /gpu/machine.toml:3:1
           |
         3 | workers = "many"
-          | ^
+          | ^^^^^^^
 
         error: [machine]: unknown key "pol"
          --> /gpu/machine.toml:2:1
           |
         2 | pol = "x"
-          | ^
+          | ^^^
           = help: did you mean "pool"?
 
         error: [queue]: "url" names no queue: amqp:// is none of redis, rediss, unix, redis+sentinel, redis+cluster
          --> /gpu/machine.toml:8:1
           |
         8 | url = "amqp://x"
-          | ^
+          | ^^^
           = help: write "embedded:", "embedded:PATH", "redis://HOST:PORT" (rediss:// for TLS), "redis+sentinel://HOST,HOST/MASTER" or "redis+cluster://HOST,HOST"
 
         error: [queue]: "lease": invalid duration "soon": write a number with a unit such as "200ms", "10s", "5m" or "1h 30m"
          --> /gpu/machine.toml:9:1
           |
         9 | lease = "soon"
-          | ^
+          | ^^^^^
 
         error: [http]: "listen": invalid socket address syntax
          --> /gpu/machine.toml:5:1
           |
         5 | listen = "nowhere"
-          | ^
+          | ^^^^^^
 
         error: [connectors.comfyui]: unknown key "scrpt"
           --> /gpu/machine.toml:13:1
            |
         13 | scrpt = "x"
-           | ^
+           | ^^^^^
            = help: did you mean "script"?
 
         error: unknown key "shutdwn"
           --> /gpu/machine.toml:11:1
            |
         11 | grace = 1
-           | ^
+           | ^^^^^
            = help: did you mean "shutdown"?
         "#);
     }
