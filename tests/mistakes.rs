@@ -287,6 +287,7 @@ async fn failure(script: &str) -> String {
         supervisor: None,
         mark_prefix: format!("mistakes/{}", std::process::id()),
         runtime: tokio::runtime::Handle::current(),
+        events: None,
     });
     let program = host.load_connector(&name, &root.join("c.rhai")).unwrap();
     let context = MachineContext {

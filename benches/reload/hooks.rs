@@ -26,6 +26,7 @@ async fn measure() {
         supervisor: None,
         mark_prefix: "bench".to_owned(),
         runtime: tokio::runtime::Handle::current(),
+        events: None,
     });
     let context = MachineContext {
         id: Name::new("m").unwrap(),

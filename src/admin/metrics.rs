@@ -13,6 +13,7 @@ use crate::base::{Name, Timestamp};
 use crate::host::Usage;
 use crate::queue::Load;
 use crate::supervisor::ServiceStatus;
+use crate::telemetry::script_metrics;
 
 /// The time a scrape may spend on finding out shares of memory, which costs the kernel a walk over each process's pages;
 /// what is left out keeps its last value and comes first the next time.
@@ -30,6 +31,7 @@ pub(super) async fn render(State(deps): State<AdminDeps>) -> impl IntoResponse {
         let _ = writeln!(text, "machinist_machine_state{{state=\"{state}\"}} {}", u8::from(status.state == state));
     }
     text.push_str(&queue);
+    text.push_str(&script_metrics::render());
     services(&mut text, &deps, &status.services).await;
     process(&mut text);
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)

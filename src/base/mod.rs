@@ -1,5 +1,6 @@
 //! Names, times, durations, backoff, problems: what every other module speaks in. Knows nothing else.
 
+mod allowance;
 mod backoff;
 mod clock;
 mod fields;
@@ -11,6 +12,7 @@ mod schema;
 mod suggest;
 mod units;
 
+pub use allowance::Allowance;
 pub use backoff::Backoff;
 pub use clock::Timestamp;
 pub use fields::{Field, fields};

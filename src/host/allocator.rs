@@ -20,6 +20,11 @@ pub fn held_by_thread() -> isize {
     HELD.with(Cell::get)
 }
 
+/// What another thread left allocated counts as the current one's from now on.
+pub fn take_over(bytes: isize) {
+    HELD.with(|held| held.set(held.get().wrapping_add(bytes)));
+}
+
 fn count(bytes: usize, sign: isize) {
     // No allocation is larger than isize::MAX.
     HELD.with(|held| held.set(held.get().wrapping_add(bytes.cast_signed() * sign)));

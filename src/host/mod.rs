@@ -19,7 +19,7 @@ mod usage;
 mod watch;
 pub mod ws;
 
-pub use allocator::held_by_thread;
+pub use allocator::{held_by_thread, take_over};
 pub use blobs::{BlobError, BlobRef, BlobStore};
 pub use cgroup::{Cgroup, CgroupLimits, Cgroups, oom_kills};
 pub use gpu::{Gpu, gpus};

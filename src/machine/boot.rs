@@ -10,10 +10,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::event::{Asker, Event, ReloadCause, StopCause};
+use super::event_hook::call_on_event;
 use super::events::LeftoversKilled;
 use super::generation::{BuildInputs, Generation, build};
 use super::handle::{Limits, Machine};
-use super::perform::{Performer, call_on_event, record_success, watched};
+use super::perform::{Performer, record_success, watched};
 use super::publish::Publisher;
 use super::resources;
 use super::service_hooks::ScriptHooks;
@@ -118,6 +119,7 @@ pub async fn run(
         supervisor: Some(supervisor.clone()),
         mark_prefix: mark_prefix.clone(),
         runtime: Handle::current(),
+        events: Some(events.clone()),
     });
     let inputs = BuildInputs {
         dir: dir.to_owned(),

@@ -21,6 +21,7 @@ pub fn event_kinds() -> Vec<EventKind> {
         EventKind::of::<LeftoversKilled>(),
         EventKind::of::<ResourceShort>(),
         EventKind::of::<HookFailed>(),
+        EventKind::of::<EventsSkipped>(),
         EventKind::of::<JobsUnmatched>(),
     ]
 }
@@ -202,5 +203,28 @@ impl Observed for HookFailed {
     }
     fn record(&self) {
         counter!("machinist_script_errors_total", "hook" => self.hook).increment(1);
+    }
+}
+
+/// `on_event` was not called for some events.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct EventsSkipped {
+    pub skipped: u64,
+    pub reason: String,
+}
+
+impl Observed for EventsSkipped {
+    const KIND: &'static str = "script.events_skipped";
+    fn level(&self) -> Level {
+        Level::Warn
+    }
+    fn subject(&self) -> Option<String> {
+        Some("on_event".to_owned())
+    }
+    fn message(&self) -> String {
+        format!("on_event was not called for {} events: {}", self.skipped, self.reason)
+    }
+    fn record(&self) {
+        counter!("machinist_script_events_skipped_total").increment(self.skipped);
     }
 }

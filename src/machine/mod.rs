@@ -5,6 +5,7 @@
 
 mod boot;
 mod event;
+mod event_hook;
 mod events;
 mod generation;
 mod handle;

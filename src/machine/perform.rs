@@ -1,4 +1,3 @@
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -383,40 +382,4 @@ fn describe(diff: &Diff) -> Vec<String> {
         Change::Changed(fields) => format!("worker {name} changed ({})", fields.join(", ")),
     });
     services.chain(workers).collect()
-}
-
-/// Calls `on_event` for every event, one after the other; what comes too fast is skipped, as the event log tells.
-pub(super) async fn call_on_event(
-    events: EventLog,
-    program: watch::Receiver<Arc<Generation>>,
-    stop: CancellationToken,
-) {
-    let mut reader = events.reader(events.latest());
-    let mut failures: BTreeMap<String, u32> = BTreeMap::new();
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = reader.ready() => {}
-        }
-        let (batch, lagged) = reader.take(100);
-        if let Some(lagged) = lagged {
-            tracing::warn!("on_event is too slow: {} events were skipped", lagged.missed);
-        }
-        for event in batch {
-            let generation = program.borrow().clone();
-            // The failure of the hook is an event itself, which must not call the hook again.
-            if !generation.program.has_on_event() || event.kind == "script.failed" {
-                continue;
-            }
-            let outcome = generation.program.on_event(&generation.context, &event, stop.clone()).await;
-            if let Err(problem) = outcome {
-                let count = failures.entry(generation.hash.clone()).or_default();
-                *count += 1;
-                // A hook that always fails says so now and then, not at every event.
-                if count.is_power_of_two() {
-                    events.emit(&HookFailed { hook: "on_event", problem: problem.to_string() });
-                }
-            }
-        }
-    }
 }

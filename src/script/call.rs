@@ -11,6 +11,7 @@ use rhai::{Dynamic, EvalAltResult, Position};
 use tokio_util::sync::CancellationToken;
 
 use super::hooks::StepObserver;
+use super::lines::Lines;
 use super::program::Deps;
 use crate::host::held_by_thread;
 use crate::worker::JobSink;
@@ -36,6 +37,7 @@ pub(super) struct Call {
     pub pure: bool,
     /// Bytes that its values may take.
     pub memory: usize,
+    pub lines: Arc<Lines>,
 }
 
 thread_local! {
@@ -68,6 +70,11 @@ impl Call {
             Some(call) => Ok(call),
             None => Err(error("this function can be used inside a hook only")),
         }
+    }
+
+    /// Looks at the call that this thread runs, be it pure or not.
+    pub fn with_current<T>(look: impl FnOnce(Option<&Self>) -> T) -> T {
+        CURRENT.with(|current| look(current.borrow().as_ref()))
     }
 
     /// Why the call has to end now, if it has to.
@@ -124,7 +131,24 @@ pub(super) fn interruption_of_current() -> Option<&'static str> {
     if !operations.is_multiple_of(32) {
         return None;
     }
-    CURRENT.with(|current| current.borrow().as_ref().and_then(Call::interruption))
+    Call::with_current(|call| call.and_then(Call::interruption))
+}
+
+/// What was thrown, under all calls and imports; nothing for an error that nobody threw.
+pub(super) fn thrown(cause: &EvalAltResult) -> Option<Dynamic> {
+    match cause {
+        EvalAltResult::ErrorInFunctionCall(_, _, nested, _) | EvalAltResult::ErrorInModule(_, nested, _) => {
+            thrown(nested)
+        }
+        EvalAltResult::ErrorRuntime(value, _) => Some(value.clone()),
+        _ => None,
+    }
+}
+
+/// What a script's `catch` would get; nothing for an error that cannot be caught.
+pub(super) fn caught(cause: &EvalAltResult) -> Option<Dynamic> {
+    let catchable = cause.is_catchable();
+    catchable.then(|| thrown(cause).unwrap_or_else(|| cause.to_string().into()))
 }
 
 /// Cannot be caught by a script.

@@ -1,7 +1,8 @@
 use rhai::{Dynamic, Engine, OptimizationLevel};
 
 use super::resolver::RootedResolver;
-use super::{api, call};
+use super::{api, call, lines};
+use crate::telemetry::Level;
 
 /// What a program's hooks may do. Both know all primitives, so that one script compiles for both; in a pure hook those
 /// that act refuse to.
@@ -40,8 +41,8 @@ pub(super) fn build(power: Power, resolver: RootedResolver) -> Engine {
     }
     engine.set_module_resolver(resolver);
     engine.on_progress(|_| call::interruption_of_current().map(|why| Dynamic::from(why.to_owned())));
-    engine.on_print(|text| tracing::info!("script: {text}"));
-    engine.on_debug(|text, _, position| tracing::info!("script {position:?}: {text}"));
+    engine.on_print(|text| lines::write(Some(Level::Info), text));
+    engine.on_debug(|text, _, position| lines::write(Some(Level::Info), &format!("{position:?}: {text}")));
     api::register(&mut engine);
     engine
 }

@@ -13,6 +13,7 @@ mod data;
 mod engine;
 mod error;
 mod hooks;
+mod lines;
 mod lint;
 mod locate;
 mod options;

@@ -99,6 +99,14 @@ impl Options {
         self.take_as(key, "a number from 0 on", |value| u32::try_from(value.as_int().ok()?).ok())
     }
 
+    pub fn number(&mut self, key: &'static str) -> ScriptResult<Option<f64>> {
+        self.take_as(key, "a number", number)
+    }
+
+    pub fn fraction(&mut self, key: &'static str) -> ScriptResult<Option<f64>> {
+        self.take_as(key, "a number from 0.0 to 1.0", |value| number(value).filter(|n| (0.0..=1.0).contains(n)))
+    }
+
     pub fn map(&mut self, key: &'static str) -> ScriptResult<Option<Map>> {
         self.take_as(key, "a map", |value| value.clone().try_cast::<Map>())
     }
@@ -138,18 +146,19 @@ impl Options {
     }
 }
 
+/// A number, whole or not.
+#[expect(clippy::cast_precision_loss, reason = "no option is that large")]
+fn number(value: &Dynamic) -> Option<f64> {
+    value.as_float().ok().or_else(|| value.as_int().ok().map(|whole| whole as f64))
+}
+
 /// A number of seconds or a text such as `"200ms"`.
 pub(super) fn duration(value: &Dynamic) -> Result<Duration, String> {
-    let seconds = value.as_float().or_else(|_| {
-        value.as_int().map(|number| {
-            #[expect(clippy::cast_precision_loss, reason = "no time is that long")]
-            let number = number as f64;
-            number
-        })
-    });
-    match seconds {
-        Ok(seconds) => Duration::try_from_secs_f64(seconds).map_err(|_| "a duration is positive and finite".to_owned()),
-        Err(_) => match value.read_lock::<rhai::ImmutableString>() {
+    match number(value) {
+        Some(seconds) => {
+            Duration::try_from_secs_f64(seconds).map_err(|_| "a duration is positive and finite".to_owned())
+        }
+        None => match value.read_lock::<rhai::ImmutableString>() {
             Some(text) => parse_duration(&text),
             None => Err("must be a number of seconds or a text such as \"10s\"".to_owned()),
         },

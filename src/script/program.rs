@@ -1,6 +1,6 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rhai::{AST, Dynamic, Engine, EvalAltResult, FuncArgs, OptimizationLevel, Scope};
@@ -19,7 +19,7 @@ use super::lint::{Functions, at_function, count, lint};
 use super::locate::locate;
 use super::resolver::RootedResolver;
 use super::runner;
-use crate::base::{Name, Problem, Problems, SourceText, did_you_mean};
+use crate::base::{Allowance, Name, Problem, Problems, SourceText, did_you_mean};
 use crate::host::Seen;
 use crate::host::http::HttpClients;
 use crate::host::process::Processes;
@@ -29,6 +29,7 @@ use crate::host::ws::SharedSockets;
 use crate::queue::Failure;
 use crate::spec::FieldProblem;
 use crate::supervisor::SupervisorHandle;
+use crate::telemetry::EventLog;
 
 #[derive(Clone)]
 pub struct ScriptHostConfig {
@@ -41,6 +42,8 @@ pub struct ScriptHostConfig {
     /// `<machine>/<engine incarnation>`, for the marks of processes that scripts start.
     pub mark_prefix: String,
     pub runtime: Handle,
+    /// What `events::` writes to and reads; none where nothing runs.
+    pub events: Option<EventLog>,
 }
 
 /// What primitives work with.
@@ -52,6 +55,18 @@ pub(super) struct Deps {
     pub sockets: SharedSockets,
     pub storages: Storages,
     pub redis: RedisConnections,
+    emitted: Arc<Mutex<Allowance>>,
+}
+
+/// Events of all scripts together.
+const EVENTS_AT_ONCE: u32 = 100;
+const EVENTS_PER_SECOND: f64 = 10.0;
+
+impl Deps {
+    /// Whether a script may tell of another event.
+    pub fn may_emit(&self, now: Instant) -> bool {
+        self.emitted.lock().unwrap_or_else(PoisonError::into_inner).take(now)
+    }
 }
 
 /// Loads programs.
@@ -74,6 +89,7 @@ impl ScriptHost {
             sockets: SharedSockets::default(),
             storages: Storages::default(),
             redis: RedisConnections::default(),
+            emitted: Arc::new(Mutex::new(Allowance::new(EVENTS_AT_ONCE, EVENTS_PER_SECOND, Instant::now()))),
         };
         Self { deps: Arc::new(deps), seen: Seen::default() }
     }
@@ -279,6 +295,7 @@ impl Program {
             steps: None,
             pure: self.power == Power::Pure,
             memory: MAX_MEMORY,
+            lines: Arc::default(),
         }
     }
 

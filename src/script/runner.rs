@@ -8,6 +8,7 @@ use std::thread::Builder;
 use tokio::sync::oneshot;
 
 use super::call::Call;
+use crate::host::{held_by_thread, take_over};
 
 /// Calls that run or block at once; each holds a thread.
 const MAX_CALLS: usize = 2_000;
@@ -66,6 +67,46 @@ pub(super) fn run_now<T: Send>(hook: &str, call: Call, work: impl FnOnce() -> T 
         };
         let running = thread(hook).spawn_scoped(scope, body).map_err(|cause| no_thread(hook, &cause))?;
         running.join().unwrap_or_else(|_| Err("the script's thread is gone".to_owned()))
+    })
+}
+
+/// Runs `work` on several threads at once, fewer where there are not so many, and waits for all of them. What is left of
+/// what they allocated is the caller's.
+pub(super) fn run_together(hook: &str, call: &Call, threads: usize, work: &(dyn Fn() + Sync)) -> Result<(), String> {
+    std::thread::scope(|scope| {
+        let mut running = Vec::new();
+        let mut none = String::new();
+        for _ in 0..threads {
+            let (call, slot) = match (call.clone(), Slot::take(hook)) {
+                (call, Ok(slot)) => (call, slot),
+                (_, Err(why)) => {
+                    none = why;
+                    break;
+                }
+            };
+            let body = move || {
+                let _slot = slot;
+                let before = held_by_thread();
+                (guarded(call, work), held_by_thread() - before)
+            };
+            match thread(hook).spawn_scoped(scope, body) {
+                Ok(thread) => running.push(thread),
+                Err(cause) => {
+                    none = no_thread(hook, &cause);
+                    break;
+                }
+            }
+        }
+        if running.is_empty() {
+            return Err(none);
+        }
+        let mut outcome = Ok(());
+        for thread in running {
+            let (ended, left) = thread.join().map_err(|_| "the script's thread is gone".to_owned())?;
+            take_over(left);
+            outcome = outcome.and(ended);
+        }
+        outcome
     })
 }
 

@@ -37,14 +37,21 @@ impl EventLog {
         event.record();
         let subject = event.subject();
         let message = event.message();
-        let about = subject.as_deref().unwrap_or("");
-        match event.level() {
-            Level::Info => tracing::info!(kind = E::KIND, subject = about, "{message}"),
-            Level::Warn => tracing::warn!(kind = E::KIND, subject = about, "{message}"),
-            Level::Error => tracing::error!(kind = E::KIND, subject = about, "{message}"),
-        }
+        log_line(E::KIND, event.level(), subject.as_deref(), &message);
         let data = serde_json::to_value(event).unwrap_or(serde_json::Value::Null);
         self.append(E::KIND.to_owned(), event.level(), subject, message, data);
+    }
+
+    /// The same for what a script tells, whose kind only the script knows.
+    pub fn say(&self, kind: String, level: Level, subject: Option<String>, message: String, data: serde_json::Value) {
+        log_line(&kind, level, subject.as_deref(), &message);
+        self.append(kind, level, subject, message, data);
+    }
+
+    /// The latest events, the oldest first.
+    pub fn recent(&self, most: usize) -> Vec<Arc<Event>> {
+        let ring = self.lock();
+        ring.events.iter().skip(ring.events.len().saturating_sub(most)).cloned().collect()
     }
 
     fn append(&self, kind: String, level: Level, subject: Option<String>, message: String, data: serde_json::Value) {
@@ -77,6 +84,15 @@ impl EventLog {
     fn lock(&self) -> std::sync::MutexGuard<'_, Ring> {
         // Nothing between lock and unlock can leave the ring half changed.
         self.ring.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn log_line(kind: &str, level: Level, subject: Option<&str>, message: &str) {
+    let subject = subject.unwrap_or("");
+    match level {
+        Level::Info => tracing::info!(kind, subject, "{message}"),
+        Level::Warn => tracing::warn!(kind, subject, "{message}"),
+        Level::Error => tracing::error!(kind, subject, "{message}"),
     }
 }
 

@@ -6,6 +6,7 @@ mod event_log;
 mod kind;
 pub mod metrics;
 mod published;
+pub mod script_metrics;
 mod tracing_setup;
 
 pub use event::{Event, Level, Observed};

@@ -9,6 +9,7 @@ use machinist::base::{Name, Problems, Timestamp};
 use machinist::host::process::Processes;
 use machinist::queue::{Failure, Job};
 use machinist::script::{ConnectorContext, MachineContext, ScriptHost, ScriptHostConfig};
+use machinist::telemetry::EventLog;
 use machinist::worker::{Connector, JobContext, JobSink};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -29,6 +30,7 @@ pub fn bench() -> Bench {
         supervisor: None,
         mark_prefix: format!("script-test/{}", std::process::id()),
         runtime: tokio::runtime::Handle::current(),
+        events: Some(EventLog::new(100)),
     });
     Bench { dir, host }
 }

@@ -4,14 +4,18 @@ mod array;
 mod blob;
 mod crypto;
 mod env;
+mod events;
 mod failure;
 mod fs;
 mod http;
 mod job;
 mod json;
 mod log;
+mod metrics;
+mod parallel;
 mod process;
 mod redis;
+mod retry;
 mod section;
 mod service;
 mod startup;
@@ -37,10 +41,12 @@ pub(super) fn sections() -> Vec<Section> {
         Section::namespace("blob", blob::module()),
         Section::namespace("crypto", crypto::module()),
         Section::namespace("env", env::module()),
+        Section::namespace("events", events::module()),
         Section::namespace("fs", fs::module()),
         Section::namespace("http", http::module()),
         Section::namespace("json", json::module()),
         Section::namespace("log", log::module()),
+        Section::namespace("metrics", metrics::module()),
         Section::namespace("process", process::module()),
         Section::namespace("redis", redis::module()),
         Section::namespace("service", service::module()),
@@ -49,6 +55,8 @@ pub(super) fn sections() -> Vec<Section> {
         Section::namespace("ws", ws::module()),
         Section::words("Start-up sequence", startup::module()),
         Section::words("Waiting", time::words()),
+        Section::words("At the same time", parallel::module()),
+        Section::words("Again", retry::module()),
         Section::words("Failures", failure::module()),
         Section::words("Arrays", array::module()),
         Section::of_type("Failure", failure::failure_type()),
