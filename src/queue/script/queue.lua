@@ -38,6 +38,7 @@ local MAX_EVENTS = 1000
 local MAX_ENTRY = 8388608 -- bytes of one submission in the inbox, and about as many are read at once
 local BATCH = 50
 local CLAIM = 64 -- jobs of one claim at most
+local DUE = 20 -- delayed jobs that one call makes claimable
 local MOVES = 5 -- classes that change their lane in one call
 local GRACE = 15000 -- the holder stops an attempt at its time; the reaper does so many ms after
 local SLACK = 50 -- a loaded model may overtake by so many places
@@ -1237,7 +1238,7 @@ end
 -- What there is to do for anybody: Incarnations whose lease has ended, attempts past their time, ...
 function F.todo()
   local now = now_ms()
-  promote(now, BATCH)
+  promote(now, DUE)
   for _, id in ipairs(call('ZRANGEBYSCORE', P .. 'wt', '-inf', num(now), 'LIMIT', 0, BATCH)) do call('ZREM', P .. 'wt', id) end
   -- Workers that sleep although their lane has work: a wake-up went to one that died.
   local heads = call('ZRANGE', P .. 'H', 0, 15)
@@ -1265,7 +1266,7 @@ end
 
 -- Makes claimable what is due; answers with the next time.
 function F.promote()
-  promote(now_ms(), BATCH)
+  promote(now_ms(), DUE)
   return next_due()
 end
 
