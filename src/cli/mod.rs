@@ -16,6 +16,7 @@ mod queue;
 mod run;
 mod services;
 mod step;
+mod test;
 
 use std::process::ExitCode;
 
@@ -87,6 +88,8 @@ enum Command {
     /// Make the first files of a machine or a connector.
     #[command(subcommand)]
     New(new::NewCommand),
+    /// Run the tests of scripts, `*_test.rhai`, in a world that they make up.
+    Test(test::TestArgs),
     /// Print the reference of what scripts can use, or write it with definitions for editors.
     Api(api::ApiArgs),
     /// Print a description of the HTTP API for programs.
@@ -146,6 +149,7 @@ fn execute(cli: Cli) -> Result<ExitCode, CliError> {
             Command::Reload(args) => machine::reload(&args, &global).await,
             Command::Drain => machine::post(&global, "/drain").await,
             Command::New(command) => new::execute(&command),
+            Command::Test(args) => test::execute(args, &global).await,
             Command::Api(args) => api::execute(&args),
             Command::Openapi => openapi::execute(),
             Command::FileServer(args) => file_server::execute(args).await,

@@ -2,6 +2,7 @@
 //! engine serves any number of calls.
 
 use std::cell::{Cell, RefCell};
+use std::ffi::OsString;
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,6 +14,8 @@ use tokio_util::sync::CancellationToken;
 use super::hooks::StepObserver;
 use super::lines::Lines;
 use super::program::Deps;
+use super::testing;
+use crate::base::Timestamp;
 use crate::host::held_by_thread;
 use crate::worker::JobSink;
 
@@ -38,6 +41,8 @@ pub(super) struct Call {
     /// Bytes that its values may take.
     pub memory: usize,
     pub lines: Arc<Lines>,
+    /// What it does and finds is made up by a test; see `testing`.
+    pub mocked: bool,
 }
 
 thread_local! {
@@ -47,17 +52,27 @@ thread_local! {
     static OPERATIONS: Cell<u32> = const { Cell::new(0) };
 }
 
+/// The call that was current before; a test calls hooks inside of its own call.
+struct Restore {
+    call: Option<Call>,
+    allowance: isize,
+}
+
+impl Drop for Restore {
+    fn drop(&mut self) {
+        CURRENT.with(|current| current.replace(self.call.take()));
+        ALLOWANCE.set(self.allowance);
+    }
+}
+
 pub(super) type ScriptResult<T> = Result<T, Box<EvalAltResult>>;
 
 impl Call {
     /// Runs `work` with this call as the current one.
     pub fn scope<T>(self, work: impl FnOnce() -> T) -> T {
-        ALLOWANCE.set(held_by_thread() + self.memory.cast_signed());
-        CURRENT.with(|current| current.replace(Some(self)));
-        let result = work();
-        CURRENT.with(|current| current.replace(None));
-        ALLOWANCE.set(isize::MAX);
-        result
+        let allowance = ALLOWANCE.replace(held_by_thread() + self.memory.cast_signed());
+        let _restore = Restore { call: CURRENT.with(|current| current.replace(Some(self))), allowance };
+        work()
     }
 
     /// The call that this thread runs, for a primitive that acts or looks at the world.
@@ -114,7 +129,29 @@ impl Call {
         self.work_dir.clone().unwrap_or_else(|| self.deps.config.state_dir.join("work"))
     }
 
+    /// The time that it lives in.
+    pub fn now(&self) -> Instant {
+        if self.mocked { testing::now() } else { Instant::now() }
+    }
+
+    /// How long it may go on.
+    pub fn left(&self) -> Duration {
+        if self.mocked { testing::left() } else { self.deadline.saturating_duration_since(Instant::now()) }
+    }
+
+    /// A variable of the environment.
+    pub fn variable(&self, name: &str) -> Option<OsString> {
+        if self.mocked { testing::variable(name) } else { std::env::var_os(name) }
+    }
+
+    pub fn timestamp(&self) -> Timestamp {
+        if self.mocked { testing::timestamp() } else { Timestamp::now() }
+    }
+
     pub fn sleep(&self, duration: Duration) -> ScriptResult<()> {
+        if self.mocked {
+            return testing::sleep(duration);
+        }
         self.wait(async { tokio::time::sleep(duration).await })
     }
 }

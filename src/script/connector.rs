@@ -26,7 +26,7 @@ const CANCEL_LIMIT: Duration = Duration::from_secs(10);
 #[derive(Clone)]
 pub struct ConnectorProgram {
     name: Name,
-    program: Arc<Program>,
+    pub(super) program: Arc<Program>,
 }
 
 /// What scripts see as `ctx`.

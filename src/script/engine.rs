@@ -1,7 +1,7 @@
 use rhai::{Dynamic, Engine, OptimizationLevel};
 
 use super::resolver::RootedResolver;
-use super::{api, call, lines};
+use super::{api, call, lines, testing};
 use crate::telemetry::Level;
 
 /// What a program's hooks may do. Both know all primitives, so that one script compiles for both; in a pure hook those
@@ -11,10 +11,15 @@ pub(super) enum Power {
     /// Computes from its arguments and nothing else.
     Pure,
     Full,
+    /// Tests other scripts, whose world it makes up.
+    Test,
 }
 
 /// Operations a pure hook may use: about a second of computing.
 const PURE_OPERATIONS: u64 = 5_000_000;
+
+/// Operations of a test itself; the hooks that it calls have their own limits.
+const TEST_OPERATIONS: u64 = 20_000_000;
 
 /// Words of the language that scripts do without.
 pub(super) const DISABLED: [&str; 1] = ["eval"];
@@ -44,5 +49,9 @@ pub(super) fn build(power: Power, resolver: RootedResolver) -> Engine {
     engine.on_print(|text| lines::write(Some(Level::Info), text));
     engine.on_debug(|text, _, position| lines::write(Some(Level::Info), &format!("{position:?}: {text}")));
     api::register(&mut engine);
+    if power == Power::Test {
+        engine.set_max_operations(TEST_OPERATIONS);
+        testing::register(&mut engine);
+    }
     engine
 }

@@ -4,6 +4,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use super::call::Call;
+use super::testing;
 use crate::base::Allowance;
 use crate::telemetry::Level;
 
@@ -53,6 +54,9 @@ fn say_left_out(lines: u64) {
 
 /// Writes a line of the current call; `None` is for those who look for a fault.
 pub(super) fn write(level: Option<Level>, text: &str) {
+    if Call::with_current(|call| call.is_some_and(|call| call.mocked)) {
+        return testing::logged(level, text);
+    }
     let left_out = Call::with_current(|call| call.map_or(Some(0), |call| call.lines.admit(Instant::now())));
     let Some(left_out) = left_out else { return };
     say_left_out(left_out);

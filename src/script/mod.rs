@@ -23,6 +23,7 @@ mod program;
 mod reference;
 mod resolver;
 mod runner;
+mod testing;
 mod types;
 
 pub use config::ConfigProblem;
@@ -31,3 +32,4 @@ pub use context::MachineContext;
 pub use hooks::{StepObserver, StepReport};
 pub use program::{MachineProgram, ScriptHost, ScriptHostConfig};
 pub use reference::{definitions, reference};
+pub use testing::{Report, Suite, Verdict};

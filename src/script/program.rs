@@ -72,8 +72,8 @@ impl Deps {
 /// Loads programs.
 #[derive(Clone)]
 pub struct ScriptHost {
-    deps: Arc<Deps>,
-    seen: Seen,
+    pub(super) deps: Arc<Deps>,
+    pub(super) seen: Seen,
 }
 
 /// Top levels only declare; a second is plenty.
@@ -101,6 +101,13 @@ impl ScriptHost {
         // What is connected stays connected.
         let deps = Deps { config, ..Deps::clone(&self.deps) };
         Self { deps: Arc::new(deps), seen: Seen::default() }
+    }
+
+    /// The same with imports from another place, too.
+    #[must_use]
+    pub fn for_directories(&self, machine_dir: PathBuf, scripts_dir: PathBuf) -> Self {
+        let config = ScriptHostConfig { machine_dir, scripts_dir, ..self.deps.config.clone() };
+        Self { deps: Arc::new(Deps { config, ..Deps::clone(&self.deps) }), seen: Seen::default() }
     }
 
     /// The same host; what it loads is remembered in `seen`, the files that failed or were not there as well.
@@ -167,7 +174,13 @@ pub(super) struct Program {
 }
 
 impl Program {
-    fn load(deps: &Arc<Deps>, seen: &Seen, path: &Path, power: Power, hooks: &[Hook]) -> Result<Self, Problems> {
+    pub(super) fn load(
+        deps: &Arc<Deps>,
+        seen: &Seen,
+        path: &Path,
+        power: Power,
+        hooks: &[Hook],
+    ) -> Result<Self, Problems> {
         let text = seen
             .read(path)
             .map_err(|cause| Problem::error(format!("the script cannot be read: {cause}")).in_file(path))?;
@@ -178,7 +191,7 @@ impl Program {
         let functions = Functions::of(&engine);
         let mut problems = Problems::default();
         // The same files are looked at once, not for each power.
-        if power == Power::Full {
+        if power != Power::Pure {
             // Maps of constants are kept as they are written, with the places of their keys.
             engine.set_optimization_level(OptimizationLevel::None);
             problems.extend(lint(&engine, &functions, &resolver, &source, hooks));
@@ -296,10 +309,18 @@ impl Program {
             pure: self.power == Power::Pure,
             memory: MAX_MEMORY,
             lines: Arc::default(),
+            mocked: self.power == Power::Test,
         }
     }
 
-    fn problem(&self, cause: &EvalAltResult, imported: &[SourceText], hook: &str, limit: Option<Duration>) -> Problem {
+    /// The error with its place and a remedy.
+    pub fn problem(
+        &self,
+        cause: &EvalAltResult,
+        imported: &[SourceText],
+        hook: &str,
+        limit: Option<Duration>,
+    ) -> Problem {
         let sources: Vec<SourceText> = self.sources.iter().chain(imported).cloned().collect();
         Places { sources: &sources, engine: &self.engine, functions: &self.functions }.runtime(cause, hook, limit)
     }
@@ -326,7 +347,7 @@ impl Program {
         }
     }
 
-    fn hook_error(&self, cause: &EvalAltResult, hook: &str, limit: Option<Duration>) -> HookError {
+    pub fn hook_error(&self, cause: &EvalAltResult, hook: &str, limit: Option<Duration>) -> HookError {
         let problem = self.problem(cause, &[], hook, limit);
         HookError { failure: failure_of(cause, &problem), problem }
     }

@@ -29,7 +29,7 @@ pub enum RetryOn {
 }
 
 /// What a try came to.
-pub(super) enum Outcome<'a> {
+pub enum Outcome<'a> {
     /// No connection: nothing was sent.
     NotSent,
     /// The connection broke before the answer.
@@ -51,7 +51,7 @@ impl Default for RetryPolicy {
 
 impl RetryPolicy {
     /// The wait before the next try after `failures` that failed; none when there is to be no other.
-    pub(super) fn wait(
+    pub fn wait(
         &self,
         method: &Method,
         outcome: &Outcome<'_>,

@@ -7,6 +7,7 @@ use object_store::aws::AmazonS3Builder;
 use object_store::azure::MicrosoftAzureBuilder;
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::local::LocalFileSystem;
+use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::signer::Signer;
 use object_store::{ObjectStore, ObjectStoreScheme, RetryConfig};
@@ -121,6 +122,12 @@ impl Storage {
         shown.set_query(None);
         let shown = shown.as_str().trim_end_matches('/').into();
         Ok(Self { store, signer: Some(signer), root, shown, keeps_attributes: true })
+    }
+
+    /// An empty store that is no longer than its last clone; `url` is what it is called.
+    pub fn in_memory(url: &str) -> Self {
+        let shown = url.trim_end_matches('/').into();
+        Self { store: Arc::new(InMemory::new()), signer: None, root: Path::ROOT, shown, keeps_attributes: true }
     }
 
     /// Where `key` lies.

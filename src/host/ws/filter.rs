@@ -26,6 +26,11 @@ impl<'a> Candidate<'a> {
 }
 
 impl Filter {
+    /// Whether a message is one that was asked for.
+    pub fn lets_through(&self, frame: &Frame) -> bool {
+        self.passes(&Candidate::new(frame))
+    }
+
     pub(super) fn passes(&self, candidate: &Candidate<'_>) -> bool {
         let text = match candidate.frame {
             Frame::Blob(_) => return self.blobs,

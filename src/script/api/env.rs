@@ -13,19 +13,17 @@ mod functions {
     /// The value of the environment variable `name`. Fails where it is not set.
     #[rhai_fn(return_raw)]
     pub fn get(name: &str) -> ScriptResult<String> {
-        Call::current()?;
-        read(name).ok_or_else(|| error(format!("the environment variable {name} is not set")))
+        read(&Call::current()?, name).ok_or_else(|| error(format!("the environment variable {name} is not set")))
     }
 
     /// The value of the environment variable `name`, or `fallback` where it is not set.
     #[rhai_fn(name = "get", return_raw)]
     pub fn get_or(name: &str, fallback: &str) -> ScriptResult<String> {
-        Call::current()?;
-        Ok(read(name).unwrap_or_else(|| fallback.to_owned()))
+        Ok(read(&Call::current()?, name).unwrap_or_else(|| fallback.to_owned()))
     }
 }
 
-fn read(name: &str) -> Option<String> {
+fn read(call: &Call, name: &str) -> Option<String> {
     // A name with `=` or NUL names nothing, and asking for it would panic on some platforms.
-    if name.is_empty() || name.contains(['=', '\0']) { None } else { std::env::var(name).ok() }
+    if name.is_empty() || name.contains(['=', '\0']) { None } else { call.variable(name)?.into_string().ok() }
 }

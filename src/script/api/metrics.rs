@@ -3,6 +3,7 @@
 use crate::script::call::{Call, ScriptResult, error};
 use crate::script::options::scalar;
 use crate::script::prelude::*;
+use crate::script::testing;
 use crate::telemetry::script_metrics::{Change, change};
 
 pub(super) fn module() -> Module {
@@ -60,12 +61,15 @@ mod functions {
 }
 
 fn act(name: &str, labels: Map, what: Change) -> ScriptResult<()> {
-    Call::current()?;
+    let call = Call::current()?;
     let label = |(name, value): (rhai::Identifier, Dynamic)| {
         let text = scalar(&value).ok_or_else(|| error(format!("metrics: label {name} must be a text or a number")))?;
         Ok((name.to_string(), text))
     };
     let labels = labels.into_iter().map(label).collect::<ScriptResult<Vec<_>>>()?;
+    if call.mocked {
+        return testing::measured(name, &labels, &what);
+    }
     change(name, labels, what).map_err(|why| error(format!("metrics: {why}")))
 }
 

@@ -17,6 +17,7 @@ use crate::host::process::{Exit, Lineage, Processes, SpawnSpec, Stdin};
 use crate::script::call::{Call, ScriptResult, error, terminated};
 use crate::script::prelude::*;
 use crate::script::program::basic_environment;
+use crate::script::testing;
 use crate::script::types::Secret;
 
 #[derive(Deserialize)]
@@ -95,12 +96,22 @@ fn take_secrets(env: &mut Dynamic) -> Vec<(String, String)> {
     secrets
 }
 
+impl From<Options> for testing::Program {
+    fn from(options: Options) -> Self {
+        let Options { argv, cwd, env, stdin, timeout, .. } = options;
+        Self { argv, cwd, env, stdin, timeout: timeout.map(Seconds::get) }
+    }
+}
+
 fn run_program(call: &Call, options: Options) -> ScriptResult<Map> {
     if options.argv.first().is_none_or(String::is_empty) {
         return Err(error("process::run: argv is empty"));
     }
     if let Some(why) = call.interruption() {
         return Err(terminated(why));
+    }
+    if call.mocked {
+        return testing::run_program(call, testing::Program::from(options));
     }
     let config = &call.deps.config;
     let base = call.work_dir.clone().unwrap_or_else(|| config.machine_dir.clone());

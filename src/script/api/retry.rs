@@ -1,6 +1,6 @@
 //! `retry` and `poll`: again and again, within the call's time.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rhai::{Array, EvalAltResult, FnPtr};
 
@@ -87,7 +87,7 @@ fn run_retry(context: &NativeCallContext<'_>, options: Map, body: &FnPtr) -> Scr
         let Some(asked) = wait_asked_for(&cause, on.as_ref()) else { return Err(cause) };
         let wait = asked.max(backoff.delay(tries, rand::random())).min(backoff.max.get());
         // The error says more than that the time was over in the middle of a wait.
-        if tries >= max || Instant::now() + wait >= call.deadline {
+        if tries >= max || wait >= call.left() {
             return Err(cause);
         }
         call.sleep(wait)?;
@@ -125,7 +125,7 @@ fn run_poll(context: &NativeCallContext<'_>, options: Map, body: &FnPtr) -> Scri
     let within = options.duration("within")?;
     options.finish()?;
     let backoff = Backoff { initial: Seconds::new(every), max: Seconds::new(max), factor, jitter: 0.0 };
-    let begun = Instant::now();
+    let begun = call.now();
     for asked in 1.. {
         let answer = body.call_within_context::<Dynamic>(context, ())?;
         if !answer.is_unit() && answer.as_bool() != Ok(false) {
@@ -133,7 +133,7 @@ fn run_poll(context: &NativeCallContext<'_>, options: Map, body: &FnPtr) -> Scri
         }
         let wait = backoff.delay(asked, 0.0);
         if let Some(within) = within
-            && begun.elapsed() + wait > within
+            && call.now() - begun + wait > within
         {
             let message = format!("nothing was there within {}", humantime::format_duration(within));
             return Err(HostError::new("timeout", FailureClass::Retryable, message).into());

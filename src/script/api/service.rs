@@ -3,6 +3,7 @@
 use crate::base::Name;
 use crate::script::call::{Call, ScriptResult, error};
 use crate::script::prelude::*;
+use crate::script::testing;
 use crate::supervisor::{SupervisorHandle, UnknownService};
 
 pub(super) fn module() -> Module {
@@ -16,6 +17,9 @@ mod functions {
     /// `"backoff"`, `"crash_loop"`, `"completed"` or `"failed"`.
     #[rhai_fn(return_raw)]
     pub fn state(name: &str) -> ScriptResult<String> {
+        if Call::current()?.mocked {
+            return testing::service_state(name);
+        }
         let status = supervisor()?.status();
         let service = status.services.get(name).ok_or_else(|| error(format!("there is no service {name:?}")))?;
         Ok(service.state.to_string())
@@ -24,23 +28,30 @@ mod functions {
     /// Asks for service `name` to be started and returns at once; wait with `wait_ready`.
     #[rhai_fn(return_raw)]
     pub fn start(name: &str) -> ScriptResult<()> {
-        act(name, SupervisorHandle::start)
+        act("start", name, SupervisorHandle::start)
     }
 
     /// Asks for service `name` to be stopped, and kept stopped, and returns at once.
     #[rhai_fn(return_raw)]
     pub fn stop(name: &str) -> ScriptResult<()> {
-        act(name, SupervisorHandle::stop)
+        act("stop", name, SupervisorHandle::stop)
     }
 
     /// Asks for service `name` to be stopped and started again and returns at once.
     #[rhai_fn(return_raw)]
     pub fn restart(name: &str) -> ScriptResult<()> {
-        act(name, SupervisorHandle::restart)
+        act("restart", name, SupervisorHandle::restart)
     }
 }
 
-pub(super) fn act(name: &str, verb: fn(&SupervisorHandle, &Name) -> Result<(), UnknownService>) -> ScriptResult<()> {
+pub(super) fn act(
+    what: &'static str,
+    name: &str,
+    verb: fn(&SupervisorHandle, &Name) -> Result<(), UnknownService>,
+) -> ScriptResult<()> {
+    if Call::current()?.mocked {
+        return testing::act_on_service(what, name);
+    }
     let name = Name::new(name).map_err(|cause| error(cause.to_string()))?;
     verb(&supervisor()?, &name).map_err(|cause| error(cause.to_string()))
 }

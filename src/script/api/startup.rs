@@ -10,6 +10,7 @@ use crate::base::parse_duration;
 use crate::script::StepReport;
 use crate::script::call::{Call, ScriptResult, error};
 use crate::script::prelude::*;
+use crate::script::testing;
 use crate::supervisor::{ServiceState, SupervisorHandle};
 
 pub(super) fn module() -> Module {
@@ -29,12 +30,15 @@ mod functions {
     /// Starts service `name` and returns at once. Fails where there is no such service.
     #[rhai_fn(return_raw)]
     pub fn start(name: &str) -> ScriptResult<()> {
-        act(name, SupervisorHandle::start)
+        act("start", name, SupervisorHandle::start)
     }
 
     /// Starts all services in dependency order and returns at once.
     #[rhai_fn(return_raw)]
     pub fn start_all() -> ScriptResult<()> {
+        if Call::current()?.mocked {
+            return testing::start_all_services();
+        }
         supervisor()?.start_all();
         Ok(())
     }
@@ -90,6 +94,9 @@ fn run_step(context: &NativeCallContext<'_>, name: &str, body: &FnPtr) -> Script
 
 fn wait_until_ready(name: &str, limit: Option<Duration>) -> ScriptResult<()> {
     let call = Call::current()?;
+    if call.mocked {
+        return testing::wait_for_service(name, limit);
+    }
     let mut status = supervisor()?.subscribe();
     let settled =
         |state: ServiceState| matches!(state, ServiceState::Ready | ServiceState::Completed | ServiceState::Failed);

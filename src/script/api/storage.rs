@@ -4,6 +4,7 @@ use crate::host::storage::Credentials;
 use crate::script::call::{Call, ScriptResult};
 use crate::script::options::{Options, Word};
 use crate::script::prelude::*;
+use crate::script::testing;
 use crate::script::types::{HostError, Mask, Store};
 
 /// What the clouds' own tools read.
@@ -58,6 +59,9 @@ mod functions {
             path_style: options.flag("path_style")?,
         };
         options.finish()?;
+        if call.mocked {
+            return Ok(Store::new(testing::storage(&url), mask));
+        }
         let environment = std::env::vars_os().filter_map(|(name, value)| {
             let name = name.into_string().ok()?;
             PREFIXES.iter().any(|prefix| name.starts_with(prefix)).then_some((name, value.into_string().ok()?))

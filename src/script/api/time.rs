@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::base::{Timestamp, parse_duration};
+use crate::base::parse_duration;
 use crate::script::call::{Call, ScriptResult, error};
 use crate::script::prelude::*;
 
@@ -21,15 +21,13 @@ mod functions {
     /// The time now in UTC, in RFC 3339: `"2026-01-31T09:00:00.000Z"`.
     #[rhai_fn(return_raw)]
     pub fn now() -> ScriptResult<String> {
-        Call::current()?;
-        Ok(Timestamp::now().to_string())
+        Ok(Call::current()?.timestamp().to_string())
     }
 
     /// The time now in milliseconds since 1970 in UTC.
     #[rhai_fn(return_raw)]
     pub fn now_ms() -> ScriptResult<i64> {
-        Call::current()?;
-        Ok(i64::try_from(Timestamp::now().as_millis()).unwrap_or(i64::MAX))
+        Ok(i64::try_from(Call::current()?.timestamp().as_millis()).unwrap_or(i64::MAX))
     }
 }
 

@@ -7,11 +7,12 @@ use rhai::Array;
 use serde_json::Value;
 
 use super::http::Head;
-use crate::host::ws::{Filter, Link, SharedRequest, WsOptions, WsRequest, open};
+use crate::host::ws::{Filter, Frame, Link, SharedRequest, WsOptions, WsRequest, open};
 use crate::script::call::{Call, ScriptResult, error};
 use crate::script::data::{Secrets, to_json};
 use crate::script::options::Options;
 use crate::script::prelude::*;
+use crate::script::testing;
 use crate::script::types::{HostError, Subscription, WebSocket};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -83,6 +84,9 @@ fn dial(url: &str, options: Map) -> ScriptResult<WebSocket> {
     let (head, request) = request(url, &mut options)?;
     options.finish()?;
     let client = call.deps.http.get(&head.way).map_err(HostError::from)?;
+    if call.mocked {
+        return Ok(WebSocket::mocked(testing::connect(&call, &request, None)?.map_err(HostError::from)?, head));
+    }
     let socket = call.wait(open(&client, &request))?.map_err(|cause| head.mask.error(cause))?;
     let _runtime = call.deps.runtime.enter();
     Ok(WebSocket::new(Link::start(socket, &request.what(), &request.options), head))
@@ -98,6 +102,13 @@ fn share(url: &str, options: Map) -> ScriptResult<Subscription> {
     let hello = options.take("hello").map(|value| text_of(&value)).transpose()?;
     options.finish()?;
     let client = call.deps.http.get(&head.way).map_err(HostError::from)?;
+    if call.mocked {
+        let socket = testing::connect(&call, &request, Some(filter))?.map_err(HostError::from)?;
+        if let Some(hello) = hello {
+            socket.send(&Frame::text(hello))?.map_err(HostError::from)?;
+        }
+        return Ok(Subscription::mocked(socket, head));
+    }
     let limit = request.options.timeout;
     let shared = SharedRequest { request, client, way: head.way.clone(), hello, linger };
     let subscribed = call.deps.sockets.subscribe(&call.deps.runtime, shared, filter, queue);

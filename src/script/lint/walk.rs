@@ -264,7 +264,8 @@ fn unused_functions(main: &Unit, words: &BTreeSet<&str>, hooks: &[Hook]) -> Vec<
         let name = function.name.as_str();
         let is_hook = hooks.iter().any(|hook| hook.name == name);
         let named = called.contains(name) || words.contains(name) || main.used.contains(name);
-        if is_hook || named || name.starts_with('_') {
+        let is_test = name.starts_with("test_") && main.source.file.to_string_lossy().ends_with("_test.rhai");
+        if is_hook || named || is_test || name.starts_with('_') {
             continue;
         }
         let missing = hooks.iter().filter(|hook| !main.functions.iter().any(|function| function.name == hook.name));

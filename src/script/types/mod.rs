@@ -17,7 +17,7 @@ pub(super) use blob::{Blob, BlobWriter};
 pub(super) use host_error::HostError;
 pub(super) use mask::Mask;
 pub(super) use pending_request::PendingRequest;
-pub(super) use redis_client::RedisClient;
+pub(super) use redis_client::{RedisClient, shown as shown_redis};
 pub(super) use response::{BodyLimits, Response};
 pub(super) use secret::Secret;
 pub(super) use store::Store;

@@ -32,8 +32,8 @@ impl Secret {
 
     /// The secret `name`, for a primitive.
     pub fn of_environment(name: &str) -> ScriptResult<Self> {
-        Call::current()?;
-        Self::read(name, |name| std::env::var_os(name)).map_err(error)?.ok_or_else(|| {
+        let call = Call::current()?;
+        Self::read(name, |name| call.variable(name)).map_err(error)?.ok_or_else(|| {
             error(format!("the secret {name} is not there: set the environment variable {name}, or {name}_FILE"))
         })
     }
@@ -95,8 +95,8 @@ mod functions {
     /// Whether there is a secret `name`.
     #[rhai_fn(return_raw)]
     pub fn has_secret(name: &str) -> ScriptResult<bool> {
-        Call::current()?;
-        Ok(Secret::read(name, |name| std::env::var_os(name)).map_err(error)?.is_some())
+        let call = Call::current()?;
+        Ok(Secret::read(name, |name| call.variable(name)).map_err(error)?.is_some())
     }
 
     /// Text with a secret behind it is a secret: `"Bearer " + secret("API_TOKEN")`.

@@ -9,23 +9,38 @@ use crate::host::ws::Event;
 use crate::script::api::Head;
 use crate::script::call::{Call, ScriptResult};
 use crate::script::prelude::*;
+use crate::script::testing::MockedSocket;
 
 #[derive(Clone)]
 pub(in crate::script) struct Subscription(Arc<Shared>);
 
 struct Shared {
-    subscription: ws::Subscription,
+    way: Way,
     head: Head,
+}
+
+enum Way {
+    Open(ws::Subscription),
+    Mocked(MockedSocket),
 }
 
 impl Subscription {
     /// No error shows a secret of `head`.
     pub fn new(subscription: ws::Subscription, head: Head) -> Self {
-        Self(Arc::new(Shared { subscription, head }))
+        Self(Arc::new(Shared { way: Way::Open(subscription), head }))
+    }
+
+    /// What a test made up.
+    pub fn mocked(socket: MockedSocket, head: Head) -> Self {
+        Self(Arc::new(Shared { way: Way::Mocked(socket), head }))
     }
 
     fn receive(&self, limit: Option<Duration>) -> ScriptResult<Map> {
-        Ok(match within(limit, self.0.subscription.next())? {
+        let next = match &self.0.way {
+            Way::Open(subscription) => within(limit, subscription.next())?,
+            Way::Mocked(socket) => socket.next_event(limit)?,
+        };
+        Ok(match next {
             None => timeout(),
             Some(Event::Frame(frame)) => message(frame),
             Some(Event::Reconnected) => kind_and("reconnected", []),
@@ -62,14 +77,21 @@ mod functions {
     /// Sends a text, a blob, or data as JSON. Throws a `HostError` where there is no connection now.
     #[rhai_fn(name = "send", return_raw, pure)]
     pub fn subscription_send(subscription: &mut Subscription, message: Dynamic) -> ScriptResult<()> {
-        let Shared { subscription, head } = &*subscription.0;
-        let sent = Call::current()?.wait(subscription.send(frame_of(&message)?))?;
+        let Shared { way, head } = &*subscription.0;
+        let frame = frame_of(&message)?;
+        let sent = match way {
+            Way::Open(subscription) => Call::current()?.wait(subscription.send(frame))?,
+            Way::Mocked(socket) => socket.send(&frame)?,
+        };
         Ok(sent.map_err(|cause| head.mask.error(cause))?)
     }
 
     /// Whether the connection is open now; while it is not, it is being made again.
     #[rhai_fn(get = "connected", pure)]
     pub fn subscription_connected(subscription: &mut Subscription) -> bool {
-        subscription.0.subscription.is_open()
+        match &subscription.0.way {
+            Way::Open(subscription) => subscription.is_open(),
+            Way::Mocked(_) => true,
+        }
     }
 }

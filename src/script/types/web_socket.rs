@@ -11,6 +11,7 @@ use crate::script::api::{Head, text_of};
 use crate::script::call::{Call, ScriptResult, error};
 use crate::script::options::duration;
 use crate::script::prelude::*;
+use crate::script::testing::MockedSocket;
 
 /// Of what goes out.
 const MAX_SENT: u64 = 64 * 1024 * 1024;
@@ -19,21 +20,36 @@ const MAX_SENT: u64 = 64 * 1024 * 1024;
 pub(in crate::script) struct WebSocket(Arc<Shared>);
 
 struct Shared {
-    sender: LinkSender,
-    /// Held while somebody waits for a message.
-    link: Mutex<Link>,
+    way: Way,
     head: Head,
+}
+
+enum Way {
+    /// The link is held while somebody waits for a message.
+    Open {
+        sender: LinkSender,
+        link: Mutex<Link>,
+    },
+    Mocked(MockedSocket),
 }
 
 impl WebSocket {
     /// Nothing that the other side says shows a secret of `head`.
     pub fn new(link: Link, head: Head) -> Self {
-        Self(Arc::new(Shared { sender: link.sender(), link: Mutex::new(link), head }))
+        Self(Arc::new(Shared { way: Way::Open { sender: link.sender(), link: Mutex::new(link) }, head }))
+    }
+
+    /// What a test made up.
+    pub fn mocked(socket: MockedSocket, head: Head) -> Self {
+        Self(Arc::new(Shared { way: Way::Mocked(socket), head }))
     }
 
     fn receive(&self, limit: Option<Duration>) -> ScriptResult<Map> {
-        let next = async { self.0.link.lock().await.next().await };
-        Ok(match within(limit, next)? {
+        let next = match &self.0.way {
+            Way::Open { link, .. } => within(limit, async { link.lock().await.next().await })?,
+            Way::Mocked(socket) => socket.next(limit)?,
+        };
+        Ok(match next {
             None => timeout(),
             Some(Ok(frame)) => message(frame),
             Some(Err(End { code, reason })) => kind_and(
@@ -95,7 +111,11 @@ mod functions {
     #[rhai_fn(name = "send", return_raw, pure)]
     pub fn socket_send(socket: &mut WebSocket, message: Dynamic) -> ScriptResult<()> {
         let frame = frame_of(&message)?;
-        Ok(Call::current()?.wait(socket.0.sender.send(frame))?.map_err(HostError::from)?)
+        let sent = match &socket.0.way {
+            Way::Open { sender, .. } => Call::current()?.wait(sender.send(frame))?,
+            Way::Mocked(socket) => socket.send(&frame)?,
+        };
+        Ok(sent.map_err(HostError::from)?)
     }
 
     /// Waits for the next message: `#{ kind: "text", text }`, `#{ kind: "blob", blob }`, or at the end of the connection
@@ -114,6 +134,9 @@ mod functions {
     /// Says goodbye to the server; messages that came already can be taken still.
     #[rhai_fn(name = "close", return_raw, pure)]
     pub fn socket_close(socket: &mut WebSocket) -> ScriptResult<()> {
-        Call::current()?.wait(socket.0.sender.close())
+        match &socket.0.way {
+            Way::Open { sender, .. } => Call::current()?.wait(sender.close()),
+            Way::Mocked(socket) => socket.close(),
+        }
     }
 }

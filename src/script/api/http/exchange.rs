@@ -12,6 +12,7 @@ use crate::host::http::{HttpRequest, RetryPolicy, refusal, send, shown};
 use crate::script::call::{Call, ScriptResult, error};
 use crate::script::options::{Options, scalar};
 use crate::script::prelude::*;
+use crate::script::testing;
 use crate::script::types::{BodyLimits, HostError, Response};
 
 /// As generous as the makers of APIs are themselves.
@@ -39,6 +40,19 @@ impl Exchange {
     pub async fn run(self) -> Result<Response, HostError> {
         let what = format!("{} {}", self.request.method, shown(&self.request.url));
         let response = send(&self.client, &self.request).await.map_err(|cause| self.head.mask.error(cause))?;
+        self.judge(what, response).await
+    }
+
+    /// As `run`, in a test, whose mocks answer.
+    pub fn run_mocked(self, call: &Call) -> ScriptResult<Result<Response, HostError>> {
+        let what = format!("{} {}", self.request.method, shown(&self.request.url));
+        match testing::send(call, &self.client, &self.request)? {
+            Ok(response) => call.wait(self.judge(what, response)),
+            Err(cause) => Ok(Err(self.head.mask.error(cause))),
+        }
+    }
+
+    async fn judge(self, what: String, response: reqwest::Response) -> Result<Response, HostError> {
         let status = response.status().as_u16();
         let allowed = match &self.allow {
             Allowed::All => true,
