@@ -114,9 +114,11 @@ mod functions {
 
 /// Ends the test where its assertion stands.
 fn failed(context: &NativeCallContext<'_>, message: impl Into<String>, lines: Vec<String>) -> Box<rhai::EvalAltResult> {
-    let mut cause = world::fail(message, None, lines);
-    cause.set_position(context.call_position());
-    cause
+    // Rhai forgets the place of what ends a script.
+    let at = context.call_position();
+    let place = at.line().map(|line| (line, at.position()));
+    world::with(|world| world.assertion = world.assertion.or(place));
+    world::fail(message, None, lines)
 }
 
 fn holds(context: &NativeCallContext<'_>, condition: bool, message: impl FnOnce() -> String) -> ScriptResult<()> {

@@ -121,7 +121,10 @@ impl Suite {
                         place.notes.extend(test.location.map(|location| format!("asked for at {location}")));
                         place
                     }
-                    None => test,
+                    None => match world.assertion {
+                        Some((line, column)) => test.at(&self.test.sources[0], line, column),
+                        None => test,
+                    },
                 };
                 problem.message.clone_from(message);
                 problem.help.clone_from(help);

@@ -51,6 +51,8 @@ pub(super) struct World {
     pub services: BTreeMap<String, String>,
     pub redis: FakeRedis,
     pub jobs: usize,
+    /// Line and column of the assertion that failed.
+    pub assertion: Option<(usize, Option<usize>)>,
     /// Where in the script under test it was over.
     pub place: Option<Problem>,
     /// Of hooks that failed, the latest.
@@ -83,6 +85,7 @@ impl World {
             services: BTreeMap::new(),
             redis: FakeRedis::default(),
             jobs: 0,
+            assertion: None,
             place: None,
             failure: None,
             storages: BTreeMap::new(),
