@@ -2,13 +2,15 @@
 
 mod support;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use machinist::queue::{Failure, FailureClass};
 use machinist::telemetry::script_metrics;
 use serde_json::{Value, json};
 
-use support::script::{bench, job, run_context};
+use support::script::{Recorded, bench, job, run_context};
+use support::wait_until;
 
 async fn run(body: &str) -> Result<Value, Failure> {
     bench().run(body).await
@@ -150,4 +152,25 @@ async fn scripts_tell_of_events_and_count() {
     assert!(text.contains("machinist_script_flow_images_total{model=\"a\"} 2\n"), "{text}");
     assert!(text.contains("machinist_script_flow_loaded 1.5\n"), "{text}");
     assert!(text.matches("machinist_script_flow_many{").count() <= 1_000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cancel_knows_what_its_attempt_saved_and_parts_are_told() {
+    let bench = bench();
+    let connector = bench.connector(
+        "fn run(job, ctx) { job.partial(#{ text: \"a\" }); job.save(#{ id: 7 }); sleep(60) }
+         fn cancel(job, ctx) { fs::mkdir(ctx.work_dir); fs::write_text(`${ctx.work_dir}/told`, `${job.saved.id}`); }",
+    );
+    let reported = Arc::new(Recorded::default());
+    let mut context = run_context(Duration::from_secs(60));
+    context.sink = Arc::clone(&reported) as _;
+    let cancel = context.cancel.clone();
+    let running = tokio::spawn(async move { connector.run(job(), context).await });
+    wait_until("something saved", Duration::from_secs(10), || {
+        (!reported.saved.lock().unwrap().is_empty()).then_some(())
+    });
+    cancel.cancel();
+    assert_eq!(running.await.unwrap().unwrap_err().class, FailureClass::Cancelled);
+    assert_eq!(std::fs::read_to_string(bench.dir.path().join("work/told")).unwrap(), "7");
+    assert_eq!(*reported.partials.lock().unwrap(), [json!({ "text": "a" })]);
 }

@@ -1,7 +1,7 @@
 //! A script host in a directory of its own, and jobs that its connectors run.
 
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -21,10 +21,20 @@ pub struct Bench {
 
 pub fn bench() -> Bench {
     let dir = tempfile::tempdir().unwrap();
+    let scripts_dir = dir.path().join("scripts");
+    bench_of(dir, scripts_dir)
+}
+
+/// With the scripts that come along.
+pub fn bench_with_scripts() -> Bench {
+    bench_of(tempfile::tempdir().unwrap(), Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts"))
+}
+
+fn bench_of(dir: tempfile::TempDir, scripts_dir: PathBuf) -> Bench {
     std::fs::create_dir(dir.path().join("machine")).unwrap();
     let host = ScriptHost::new(ScriptHostConfig {
         machine_dir: dir.path().join("machine"),
-        scripts_dir: dir.path().join("scripts"),
+        scripts_dir,
         state_dir: dir.path().join("state"),
         processes: Processes::start("test/1").unwrap(),
         supervisor: None,
@@ -73,12 +83,24 @@ impl Bench {
     }
 
     pub fn connector(&self, script: &str) -> Arc<dyn Connector> {
+        self.bound(&self.write("c.rhai", script), &json!({}))
+    }
+
+    /// A connector that comes along.
+    pub fn shipped(&self, name: &str, vars: &Value) -> Arc<dyn Connector> {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("scripts/connectors/{name}.rhai"));
+        self.bound(&path, vars)
+    }
+
+    fn bound(&self, path: &Path, vars: &Value) -> Arc<dyn Connector> {
         let name = Name::new("c").unwrap();
-        let program = self.host.load_connector(&name, &self.write("c.rhai", script)).unwrap();
+        let program = self.host.load_connector(&name, path).unwrap();
+        let vars = vars.as_object().unwrap().clone();
+        assert_eq!(program.check_vars(&vars), []);
         program.bind(ConnectorContext {
             connector: name.clone(),
             worker: name,
-            vars: serde_json::Map::new(),
+            vars,
             machine: context(self.dir.path()),
             work_dir: self.dir.path().join("work"),
         })
@@ -100,10 +122,43 @@ impl JobSink for Silent {
     fn save(&self, _: Value) {}
 }
 
+/// What a job reported.
+#[derive(Default)]
+pub struct Recorded {
+    pub progress: Mutex<Vec<(f64, String)>>,
+    pub logs: Mutex<Vec<String>>,
+    pub partials: Mutex<Vec<Value>>,
+    pub saved: Mutex<Vec<Value>>,
+}
+
+impl JobSink for Recorded {
+    fn progress(&self, fraction: f64, message: &str) {
+        self.progress.lock().unwrap().push((fraction, message.to_owned()));
+    }
+
+    fn log(&self, line: &str) {
+        self.logs.lock().unwrap().push(line.to_owned());
+    }
+
+    fn partial(&self, value: Value) {
+        self.partials.lock().unwrap().push(value);
+    }
+
+    fn save(&self, value: Value) {
+        self.saved.lock().unwrap().push(value);
+    }
+}
+
 pub fn job() -> Arc<Job> {
-    let job = json!({
+    job_with(&json!({}))
+}
+
+/// With more of a job's keys: `payload`, `saved`, `attempts`.
+pub fn job_with(more: &Value) -> Arc<Job> {
+    let mut job = json!({
         "id": "j", "state": "running", "service": "c", "submitted": Timestamp::now(), "claims": 1, "attempts": 0, "losses": 0,
     });
+    job.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     Arc::new(serde_json::from_value(job).unwrap())
 }
 

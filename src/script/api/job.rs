@@ -1,8 +1,9 @@
 //! What a connector sees as `job`.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
+use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use crate::queue;
@@ -17,11 +18,14 @@ pub(in crate::script) struct JobHandle {
     sink: Arc<dyn JobSink>,
     cancel: CancellationToken,
     work_dir: PathBuf,
+    /// What was saved last: by an earlier attempt, or by this one, which `cancel` has to know.
+    saved: Arc<Mutex<Option<Value>>>,
 }
 
 impl JobHandle {
     pub fn new(job: Arc<queue::Job>, sink: Arc<dyn JobSink>, cancel: CancellationToken, work_dir: PathBuf) -> Self {
-        Self { job, sink, cancel, work_dir }
+        let saved = Arc::new(Mutex::new(job.saved.clone()));
+        Self { job, sink, cancel, work_dir, saved }
     }
 }
 
@@ -70,10 +74,11 @@ mod functions {
         rhai::serde::to_dynamic(&job.job.submission.customer)
     }
 
-    /// What an earlier attempt gave to `save`; `()` where nothing was saved.
+    /// What was given to `save` last, by this attempt or an earlier one; `()` where nothing was saved.
     #[rhai_fn(get = "saved", pure, return_raw)]
     pub fn saved(job: &mut Job) -> ScriptResult<Dynamic> {
-        rhai::serde::to_dynamic(&job.job.saved)
+        let saved = job.saved.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        rhai::serde::to_dynamic(&saved)
     }
 
     /// The directory of this attempt, where relative paths of `fs::` begin. The script makes it when it needs one
@@ -105,7 +110,17 @@ mod functions {
     /// backend's own identifier as soon as there is one. Fails where the value is no plain data.
     #[rhai_fn(name = "save", pure, return_raw)]
     pub fn save(job: &mut Job, value: Dynamic) -> ScriptResult<()> {
-        job.sink.save(to_json(&value, Secrets::Redact).map_err(error)?);
+        let value = to_json(&value, Secrets::Redact).map_err(error)?;
+        *job.saved.lock().unwrap_or_else(PoisonError::into_inner) = Some(value.clone());
+        job.sink.save(value);
+        Ok(())
+    }
+
+    /// Adds a part of the result to the job's events, for whoever watches the job; the result has to have it all.
+    /// Fails where the value is no plain data.
+    #[rhai_fn(name = "partial", pure, return_raw)]
+    pub fn partial(job: &mut Job, value: Dynamic) -> ScriptResult<()> {
+        job.sink.partial(to_json(&value, Secrets::Redact).map_err(error)?);
         Ok(())
     }
 
