@@ -1,6 +1,7 @@
 //! What several test binaries share.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub mod backend;
 pub mod http;
 pub mod machine;
 pub mod redis;
