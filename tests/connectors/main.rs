@@ -4,6 +4,7 @@
 mod support;
 
 mod comfyui;
+mod openai;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -87,7 +88,11 @@ pub fn pieces(pieces: &[&str], end: End) -> Response {
     let pieces = stream::iter(pieces);
     match end {
         End::Whole => Body::from_stream(pieces),
-        End::Broken => Body::from_stream(pieces.chain(stream::iter([Err(std::io::Error::other("broken"))]))),
+        // What came before is on its way by then.
+        End::Broken => Body::from_stream(pieces.chain(stream::once(async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            Err(std::io::Error::other("broken"))
+        }))),
         End::Never => Body::from_stream(pieces.chain(stream::pending())),
     }
     .into_response()
