@@ -5,6 +5,7 @@ mod support;
 
 mod comfyui;
 mod openai;
+mod replicate;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
