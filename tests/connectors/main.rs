@@ -6,6 +6,7 @@ mod support;
 mod comfyui;
 mod openai;
 mod replicate;
+mod runpod;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
