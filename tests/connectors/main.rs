@@ -6,6 +6,7 @@ mod support;
 mod comfyui;
 mod openai;
 mod replicate;
+mod rest;
 mod runpod;
 
 use std::sync::Arc;
