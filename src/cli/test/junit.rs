@@ -1,4 +1,4 @@
-//! JUnit's XML, as far as build servers read it.
+//! `JUnit`'s XML, as far as build servers read it.
 
 use std::fmt::Write as _;
 use std::time::Duration;

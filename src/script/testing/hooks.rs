@@ -329,10 +329,10 @@ fn overlaid(keys: Map) -> ScriptResult<Map> {
     let mut m = base.try_cast::<Map>().unwrap_or_default();
     for (key, value) in keys {
         let Some(there) = m.get_mut(&key) else {
-            let help = did_you_mean(&key, m.keys().map(|known| known.as_str()));
+            let help = did_you_mean(&key, m.keys().map(rhai::Identifier::as_str));
             let help = match help {
                 Some(meant) => format!("did you mean {meant}?"),
-                None => format!("known are {}", m.keys().map(|known| known.as_str()).collect::<Vec<_>>().join(", ")),
+                None => format!("known are {}", m.keys().map(rhai::Identifier::as_str).collect::<Vec<_>>().join(", ")),
             };
             return Err(error(format!("m: there is no key {key}; {help}")));
         };
@@ -341,12 +341,9 @@ fn overlaid(keys: Map) -> ScriptResult<Map> {
         if there.type_name() != value.type_name() && !numbers {
             return Err(error(format!("m: {key}: must be a {}, found {}", there.type_name(), value.type_name())));
         }
-        match (there.write_lock::<Map>(), value.read_lock::<Map>()) {
-            (Some(mut there), Some(value)) => {
-                there.extend(value.iter().map(|(key, value)| (key.clone(), value.clone())));
-                continue;
-            }
-            _ => {}
+        if let (Some(mut there), Some(value)) = (there.write_lock::<Map>(), value.read_lock::<Map>()) {
+            there.extend(value.iter().map(|(key, value)| (key.clone(), value.clone())));
+            continue;
         }
         m.insert(key, value);
     }

@@ -159,7 +159,9 @@ fn stream(events: &Array) -> Result<String, String> {
                 Some(text) => text.to_string(),
                 None => to_json(value, Secrets::Refuse)?.to_string(),
             };
-            value.lines().for_each(|line| text.push_str(&format!("{field}: {line}\n")));
+            for line in value.lines() {
+                text.extend([field, ": ", line, "\n"]);
+            }
         }
         text.push('\n');
     }

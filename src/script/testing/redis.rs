@@ -116,7 +116,9 @@ impl FakeRedis {
             }
             "LPUSH" => {
                 let list = self.list(key)?;
-                rest.iter().for_each(|value| list.push_front(value.clone()));
+                for value in rest {
+                    list.push_front(value.clone());
+                }
                 Value::Int(i64::try_from(list.len()).unwrap_or(i64::MAX))
             }
             "RPOP" => bulk(self.list(key)?.pop_back()),

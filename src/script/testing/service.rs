@@ -19,12 +19,13 @@ pub(in crate::script) fn act_on_service(what: &'static str, name: &str) -> Scrip
     Ok(())
 }
 
-pub(in crate::script) fn start_all_services() -> ScriptResult<()> {
+pub(in crate::script) fn start_all_services() {
     record("service", map([("action", "start_all".into())]));
     with(|world| {
-        world.services.values_mut().filter(|state| *state == "stopped").for_each(|state| "ready".clone_into(state))
+        for state in world.services.values_mut().filter(|state| *state == "stopped") {
+            "ready".clone_into(state);
+        }
     });
-    Ok(())
 }
 
 pub(in crate::script) fn wait_for_service(name: &str, limit: Option<Duration>) -> ScriptResult<()> {

@@ -14,7 +14,7 @@ pub(in crate::script) fn emitted(name: &str, message: &str, data: Value) -> Scri
     Ok(())
 }
 
-pub(in crate::script) fn measured(name: &str, labels: &[(String, String)], what: &Change) -> ScriptResult<()> {
+pub(in crate::script) fn measured(name: &str, labels: &[(String, String)], what: &Change) {
     let labels: Map = labels.iter().map(|(name, value)| (name.into(), value.into())).collect();
     let (kind, value): (&str, Dynamic) = match what {
         Change::Count(by) => ("count", i64::try_from(*by).unwrap_or(i64::MAX).into()),
@@ -22,7 +22,6 @@ pub(in crate::script) fn measured(name: &str, labels: &[(String, String)], what:
         Change::Observe(value) => ("observe", (*value).into()),
     };
     record("metrics", map([("kind", kind.into()), ("name", name.into()), ("value", value), ("labels", labels.into())]));
-    Ok(())
 }
 
 pub(in crate::script) fn logged(level: Option<Level>, text: &str) {

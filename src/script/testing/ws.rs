@@ -119,7 +119,7 @@ impl MockedSocket {
         };
         record("ws", map([("action", "send".into()), ("url", self.url.clone().into()), ("message", message.clone())]));
         let replies = super::world::reply("ws reply", &self.url);
-        if let Some(function) = replies.and_then(|reply| reply.try_cast::<FnPtr>()) {
+        if let Some(function) = replies.and_then(Dynamic::try_cast::<FnPtr>) {
             let frames = call_back(&function, vec![message])?;
             let more = script(&self.url, &frames)?;
             self.lock().coming.extend(more);
@@ -127,10 +127,9 @@ impl MockedSocket {
         Ok(Ok(()))
     }
 
-    pub fn close(&self) -> ScriptResult<()> {
+    pub fn close(&self) {
         record("ws", map([("action", "close".into()), ("url", self.url.clone().into())]));
         self.lock().ended = Some(End { code: 1000, reason: String::new() });
-        Ok(())
     }
 
     /// The next message, or the end; none where `limit` is over first.
@@ -151,8 +150,9 @@ impl MockedSocket {
                     if self.filter.as_ref().is_some_and(|filter| !filter.lets_through(&frame)) => {}
                 Some(Coming::Frame(frame)) => return Ok(Some(Ok(frame))),
                 Some(Coming::After(time)) if waited + time > until => {
-                    self.lock().coming.push_front(Coming::After(time - (until - waited)));
-                    sleep(until - waited)?;
+                    let left = until.saturating_sub(waited);
+                    self.lock().coming.push_front(Coming::After(time.saturating_sub(left)));
+                    sleep(left)?;
                     return Ok(None);
                 }
                 Some(Coming::After(time)) => {
@@ -167,7 +167,7 @@ impl MockedSocket {
                     return Ok(Some(Err(end)));
                 }
                 None if limit.is_some() => {
-                    sleep(until - waited)?;
+                    sleep(until.saturating_sub(waited))?;
                     return Ok(None);
                 }
                 None => return wait_for_ever(),
