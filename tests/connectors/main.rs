@@ -4,6 +4,7 @@
 mod support;
 
 mod comfyui;
+mod ollama;
 mod openai;
 mod replicate;
 mod rest;
