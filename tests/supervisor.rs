@@ -245,12 +245,18 @@ fn applying_a_new_spec_touches_only_what_differs() {
     assert_eq!(changed.restarts, 0, "nobody asked, nobody failed");
     assert!(!alive(before[2].unwrap()));
 
-    // Removed and put back at once: never two at a time.
+    // Removed and put back while it still stops: never two at a time.
+    let script = "trap 'until [ -e let_go ]; do sleep 0.02; done; exit 0' TERM; echo up; while :; do sleep 0.05; done";
+    let slow = || json!([{ "name": "slow", "shell": script, "ready": { "log": "^up$" } }]);
+    bench.apply(slow());
+    let first = bench.wait("slow", ServiceState::Ready).pid;
     bench.apply(json!([]));
-    bench.apply(json!([service("same", 60)]));
+    bench.apply(slow());
+    std::fs::write(bench.dir.path().join("let_go"), "").unwrap();
     let back = wait_until("it is back", LIMIT, || {
-        bench.status("same").filter(|s| s.state == ServiceState::Ready && s.pid != before[0])
+        bench.status("slow").filter(|s| s.state == ServiceState::Ready && s.pid != first)
     });
+    assert!(!alive(first.unwrap()));
     assert_eq!(back.incarnation, 2);
     bench.stop_all(Duration::from_secs(5));
 }
