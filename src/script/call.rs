@@ -171,12 +171,19 @@ pub(super) fn interruption_of_current() -> Option<&'static str> {
     Call::with_current(|call| call.and_then(Call::interruption))
 }
 
-/// What was thrown, under all calls and imports; nothing for an error that nobody threw.
-pub(super) fn thrown(cause: &EvalAltResult) -> Option<Dynamic> {
+/// The innermost error, under calls and imports.
+pub(super) fn innermost(cause: &EvalAltResult) -> &EvalAltResult {
     match cause {
         EvalAltResult::ErrorInFunctionCall(_, _, nested, _) | EvalAltResult::ErrorInModule(_, nested, _) => {
-            thrown(nested)
+            innermost(nested)
         }
+        other => other,
+    }
+}
+
+/// What was thrown, under all calls and imports; nothing for an error that nobody threw.
+pub(super) fn thrown(cause: &EvalAltResult) -> Option<Dynamic> {
+    match innermost(cause) {
         EvalAltResult::ErrorRuntime(value, _) => Some(value.clone()),
         _ => None,
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use rhai::{ASTNode, Engine, EvalAltResult, Expr, ParseError, Position, Stmt};
 
 use super::api::Thrown;
-use super::call::{CANCELLED, DEADLINE};
+use super::call::{CANCELLED, DEADLINE, innermost};
 use super::lint::{Functions, at_function};
 use super::types::HostError;
 use crate::base::{Problem, SourceText};
@@ -169,16 +169,6 @@ fn thrown_text(value: &rhai::Dynamic) -> String {
 /// Whether the call was terminated for this reason.
 fn is(why: &rhai::Dynamic, reason: &str) -> bool {
     why.read_lock::<rhai::ImmutableString>().is_some_and(|why| *why == reason)
-}
-
-/// The innermost error, under calls and imports.
-fn innermost(cause: &EvalAltResult) -> &EvalAltResult {
-    match cause {
-        EvalAltResult::ErrorInFunctionCall(_, _, nested, _) | EvalAltResult::ErrorInModule(_, nested, _) => {
-            innermost(nested)
-        }
-        other => other,
-    }
 }
 
 /// How a connector's error decides about its job.
