@@ -146,9 +146,9 @@ impl Options {
     }
 }
 
-/// A number, whole or not.
-#[expect(clippy::cast_precision_loss, reason = "no option is that large")]
-fn number(value: &Dynamic) -> Option<f64> {
+/// A number, whole or not; of a whole one beyond 2^53 its nearest neighbour.
+#[expect(clippy::cast_precision_loss, reason = "told above")]
+pub(super) fn number(value: &Dynamic) -> Option<f64> {
     value.as_float().ok().or_else(|| value.as_int().ok().map(|whole| whole as f64))
 }
 

@@ -1,7 +1,7 @@
 //! `metrics::`: what scripts count, for whoever watches the fleet.
 
 use crate::script::call::{Call, ScriptResult, error};
-use crate::script::options::scalar;
+use crate::script::options::{self, scalar};
 use crate::script::prelude::*;
 use crate::script::testing;
 use crate::telemetry::script_metrics::{Change, change};
@@ -78,8 +78,7 @@ fn counted(n: i64) -> ScriptResult<Change> {
     u64::try_from(n).map(Change::Count).map_err(|_| error("metrics::count: a counter only goes up"))
 }
 
-#[expect(clippy::cast_precision_loss, reason = "metrics are floating point numbers")]
 fn number(value: &Dynamic) -> ScriptResult<f64> {
-    let number = value.as_float().ok().or_else(|| value.as_int().ok().map(|whole| whole as f64));
-    number.ok_or_else(|| error(format!("metrics: the value must be a number, found {}", value.type_name())))
+    options::number(value)
+        .ok_or_else(|| error(format!("metrics: the value must be a number, found {}", value.type_name())))
 }

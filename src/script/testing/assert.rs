@@ -2,10 +2,11 @@
 
 use rhai::{Array, FnPtr};
 
-use super::diff::{differences, number, shown};
+use super::diff::{differences, shown};
 use super::world::{self, ENDED, Ended};
 use crate::script::api::Thrown;
 use crate::script::call::{ScriptResult, caught, error, terminated};
+use crate::script::options::number;
 use crate::script::prelude::*;
 use crate::script::types::HostError;
 

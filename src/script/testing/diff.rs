@@ -2,6 +2,7 @@
 
 use rhai::{Array, Dynamic, Map};
 
+use crate::script::options::number;
 use crate::script::types::Blob;
 
 /// So many differences are told.
@@ -72,11 +73,6 @@ fn same(one: &Dynamic, other: &Dynamic) -> bool {
         return same.is_some_and(|(one, other)| one == other);
     }
     one.type_name() == other.type_name() && one.to_string() == other.to_string()
-}
-
-#[expect(clippy::cast_precision_loss, reason = "two whole numbers are compared as such")]
-pub(super) fn number(value: &Dynamic) -> Option<f64> {
-    value.as_float().ok().or_else(|| value.as_int().ok().map(|whole| whole as f64))
 }
 
 /// A value as a script would write it.
