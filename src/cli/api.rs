@@ -34,10 +34,7 @@ pub(super) fn execute(args: &ApiArgs) -> Result<ExitCode, CliError> {
             fs::remove_file(&path).map_err(|cause| CliError::failed(format!("{}: {cause}", path.display())))?;
         }
     } else if args.check {
-        let differs = |name: &Path, text: &str| fs::read_to_string(args.dir.join(name)).ok().as_deref() != Some(text);
-        let changed =
-            files().into_iter().filter(|(name, text)| differs(name, text)).map(|(name, _)| args.dir.join(name));
-        let changed: Vec<PathBuf> = changed.chain(stale(&args.dir)).collect();
+        let changed = changed(&args.dir);
         if !changed.is_empty() {
             let names: Vec<String> = changed.iter().map(|path| path.display().to_string()).collect();
             let message = format!("not as the source says: {}; run `machinist api --write`", names.join(", "));
@@ -60,6 +57,14 @@ fn files() -> Vec<(PathBuf, String)> {
     std::iter::once((PathBuf::from(PAGE), page())).chain(definitions).collect()
 }
 
+/// What below `dir` is not as it would be written.
+fn changed(dir: &Path) -> Vec<PathBuf> {
+    let differs = |path: &Path, text: &str| fs::read_to_string(path).ok().as_deref() != Some(text);
+    let changed = files().into_iter().map(|(name, text)| (dir.join(name), text));
+    let changed = changed.filter(|(path, text)| differs(path, text)).map(|(path, _)| path);
+    changed.chain(stale(dir)).collect()
+}
+
 /// Definitions of what is no more.
 fn stale(dir: &Path) -> Vec<PathBuf> {
     let known: Vec<PathBuf> = files().into_iter().map(|(name, _)| dir.join(name)).collect();
@@ -79,16 +84,12 @@ mod tests {
     use std::fs;
     use std::path::Path;
 
-    use super::{files, page, stale};
+    use super::{changed, page};
 
     #[test]
     fn the_reference_is_as_the_source_says() {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let differs = |name: &Path, text: &str| fs::read_to_string(root.join(name)).ok().as_deref() != Some(text);
-        let changed: Vec<_> =
-            files().into_iter().filter(|(name, text)| differs(name, text)).map(|(name, _)| name).collect();
+        let changed = changed(Path::new(env!("CARGO_MANIFEST_DIR")));
         assert!(changed.is_empty(), "run `machinist api --write`: {changed:?}");
-        assert!(stale(root).is_empty());
     }
 
     #[test]
