@@ -1,20 +1,16 @@
 //! Mistakes that people make in machines and connectors, and what they are told: each message names the place and the
 //! remedy. Whoever changes one reads it as somebody would who is called at night.
 
+mod support;
+
 use std::fmt::Write as _;
 use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use async_trait::async_trait;
-use machinist::base::{Name, Timestamp};
-use machinist::host::process::Processes;
-use machinist::queue::Job;
-use machinist::script::{ConnectorContext, MachineContext, ScriptHost, ScriptHostConfig};
-use machinist::worker::{JobContext, JobSink};
 use serde_json::{Value, json};
-use tokio_util::sync::CancellationToken;
+
+use support::script::{bench_in, job_with, run_context};
 
 const NO_SERVICES: &str = "fn services(m) { [] }\n";
 
@@ -265,63 +261,14 @@ fn running_pure_hooks() {
     insta::assert_snapshot!(all);
 }
 
-struct Silent;
-
-#[async_trait]
-impl JobSink for Silent {
-    fn progress(&self, _: f64, _: &str) {}
-    fn log(&self, _: &str) {}
-    fn partial(&self, _: Value) {}
-    fn save(&self, _: Value) {}
-}
-
 /// The failure of a job that the connector `script` runs.
 async fn failure(script: &str) -> String {
-    let dir = machine(&[("c.rhai", script), ("lib/x.rhai", "fn helper(name) {\n    env::get(name)\n}\n")]);
-    let (root, name) = (dir.path().join("m"), Name::new("c").unwrap());
-    let host = ScriptHost::new(ScriptHostConfig {
-        machine_dir: root.clone(),
-        scripts_dir: root.join("scripts"),
-        state_dir: root.join("state"),
-        processes: Processes::start("test/1").unwrap(),
-        supervisor: None,
-        mark_prefix: format!("mistakes/{}", std::process::id()),
-        runtime: tokio::runtime::Handle::current(),
-        events: None,
-    });
-    let program = host.load_connector(&name, &root.join("c.rhai")).unwrap();
-    let context = MachineContext {
-        id: name.clone(),
-        machine_type: name.clone(),
-        pool: name.clone(),
-        labels: std::collections::BTreeMap::new(),
-        vars: serde_json::Map::new(),
-        workers: 1,
-        gpus: Vec::new(),
-        cpus: 2.0,
-        memory_gb: 1.0,
-        env: std::collections::BTreeMap::new(),
-        generation: 1,
-        engine: "machinist".into(),
-        dir: root.clone(),
-        state_dir: root.clone(),
-    };
-    let connector = program.bind(ConnectorContext {
-        connector: name.clone(),
-        worker: name,
-        vars: serde_json::Map::new(),
-        machine: context,
-        work_dir: root.join("work"),
-    });
-    let job = json!({
-        "id": "j", "state": "running", "service": "c", "submitted": Timestamp::now(), "claims": 1, "attempts": 0, "losses": 0,
-        "payload": { "steps": 3 },
-    });
-    let job: Job = serde_json::from_value(job).unwrap();
-    let limit = Instant::now() + Duration::from_secs(20);
-    let run = JobContext { cancel: CancellationToken::new(), deadline: limit, sink: Arc::new(Silent) };
-    let failure = connector.run(Arc::new(job), run).await.unwrap_err();
-    failure.message.replace(&dir.path().display().to_string(), "")
+    let dir = machine(&[("lib/x.rhai", "fn helper(name) {\n    env::get(name)\n}\n")]);
+    let scripts_dir = dir.path().join("m/scripts");
+    let bench = bench_in(dir, "m", scripts_dir);
+    let job = job_with(&json!({ "payload": { "steps": 3 } }));
+    let failure = bench.connector(script).run(job, run_context(Duration::from_secs(20))).await.unwrap_err();
+    failure.message.replace(&bench.dir.path().display().to_string(), "")
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use machinist::base::{Name, Problems, Timestamp};
 use machinist::host::process::Processes;
-use machinist::queue::{Failure, Job};
+use machinist::queue::{Failure, FailureClass, Job};
 use machinist::script::{ConnectorContext, MachineContext, ScriptHost, ScriptHostConfig};
 use machinist::telemetry::EventLog;
 use machinist::worker::{Connector, JobContext, JobSink};
@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 pub struct Bench {
     pub dir: tempfile::TempDir,
+    machine_dir: PathBuf,
     host: ScriptHost,
 }
 
@@ -31,9 +32,15 @@ pub fn bench_with_scripts() -> Bench {
 }
 
 fn bench_of(dir: tempfile::TempDir, scripts_dir: PathBuf) -> Bench {
-    std::fs::create_dir(dir.path().join("machine")).unwrap();
+    bench_in(dir, "machine", scripts_dir)
+}
+
+/// With the machine in this directory below `dir`, which may have files already.
+pub fn bench_in(dir: tempfile::TempDir, machine: &str, scripts_dir: PathBuf) -> Bench {
+    let machine_dir = dir.path().join(machine);
+    std::fs::create_dir_all(&machine_dir).unwrap();
     let host = ScriptHost::new(ScriptHostConfig {
-        machine_dir: dir.path().join("machine"),
+        machine_dir: machine_dir.clone(),
         scripts_dir,
         state_dir: dir.path().join("state"),
         processes: Processes::start("test/1").unwrap(),
@@ -42,7 +49,7 @@ fn bench_of(dir: tempfile::TempDir, scripts_dir: PathBuf) -> Bench {
         runtime: tokio::runtime::Handle::current(),
         events: Some(EventLog::new(100)),
     });
-    Bench { dir, host }
+    Bench { dir, machine_dir, host }
 }
 
 fn context(dir: &Path) -> MachineContext {
@@ -66,7 +73,7 @@ fn context(dir: &Path) -> MachineContext {
 
 impl Bench {
     pub fn write(&self, name: &str, text: &str) -> std::path::PathBuf {
-        let path = self.dir.path().join("machine").join(name);
+        let path = self.machine_dir.join(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(&path, text).unwrap();
         path
@@ -80,6 +87,11 @@ impl Bench {
     pub async fn mistake(&self, script: &str) -> String {
         let problems = self.services(script).await.unwrap_err().to_string();
         problems.replace(&self.dir.path().display().to_string(), "")
+    }
+
+    /// One with this text as the body of `run(job, ctx)`.
+    pub fn running(&self, body: &str) -> Arc<dyn Connector> {
+        self.connector(&format!("fn run(job, ctx) {{ {body} }}"))
     }
 
     pub fn connector(&self, script: &str) -> Arc<dyn Connector> {
@@ -108,8 +120,25 @@ impl Bench {
 
     /// Runs a job with this text as the body of `run(job, ctx)`.
     pub async fn run(&self, body: &str) -> Result<Value, Failure> {
-        self.connector(&format!("fn run(job, ctx) {{ {body} }}")).run(job(), run_context(Duration::from_secs(60))).await
+        self.running(body).run(job(), run_context(Duration::from_secs(60))).await
     }
+}
+
+/// Cancels a job while it is blocked in `connector`, whose `run` is `body`; how long it took to end.
+pub async fn time_to_cancel(connector: &Arc<dyn Connector>, body: &str) -> Duration {
+    let context = run_context(Duration::from_secs(60));
+    let cancel = context.cancel.clone();
+    let running = Arc::clone(connector);
+    let run = tokio::spawn(async move { running.run(job(), context).await });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!run.is_finished(), "{body}");
+    let begun = Instant::now();
+    cancel.cancel();
+    let failure = run.await.unwrap().unwrap_err();
+    let took = begun.elapsed();
+    println!("cancel took {took:?}: {body}");
+    assert_eq!(failure.class, FailureClass::Cancelled, "{body}: {failure}");
+    took
 }
 
 struct Silent;
