@@ -270,6 +270,12 @@ fn garbage_is_answered_and_loses_nothing() {
     assert!(post("/jobs", json, &large).starts_with("HTTP/1.1 413"));
     let rebound = machine.http("POST /drain HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n");
     assert!(rebound.starts_with("HTTP/1.1 403"), "{rebound}");
+    for path in ["/jobs", "/services/none/logs", "/status", "/livez"] {
+        let rebound =
+            machine.http(&format!("GET {path} HTTP/1.1\r\nHost: evil.example:9090\r\nConnection: close\r\n\r\n"));
+        assert!(rebound.starts_with("HTTP/1.1 403"), "{path}: {rebound}");
+    }
+    assert!(machine.http("GET /livez HTTP/1.0\r\n\r\n").contains(" 200 "));
     machine.http("NONSENSE\r\n\r\n");
     let status = machine.status().unwrap();
     assert_eq!((status["state"].clone(), status["queue"]["pending"].clone()), (json!("healthy"), json!(0)));
@@ -284,6 +290,12 @@ fn a_token_guards_what_changes_something() {
     assert_eq!(machine.cli(&["jobs", "submit", "command"]).status.code(), Some(4));
     assert_eq!(machine.cli(&["--token", "wrong", "reload"]).status.code(), Some(4));
     assert_eq!(machine.cli(&["--token", "hunter2", "reload"]).status.code(), Some(0));
+    // Whoever has it may use any name, as a proxy does.
+    let as_proxy = |token: &str| {
+        let head = format!("Host: machine.example\r\nAuthorization: Bearer {token}\r\nConnection: close");
+        machine.http(&format!("GET /jobs HTTP/1.1\r\n{head}\r\n\r\n"))
+    };
+    assert!(as_proxy("hunter2").contains(" 200 ") && as_proxy("wrong").contains(" 403 "));
     let config = machine.cli(&["config", &machine.path("").display().to_string()]);
     let shown = String::from_utf8_lossy(&config.stdout).into_owned();
     assert!(shown.contains("[redacted]") && !shown.contains("hunter2"), "{shown}");

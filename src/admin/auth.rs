@@ -11,18 +11,14 @@ use super::server::AdminDeps;
 /// of a web page.
 pub(super) async fn require(State(deps): State<AdminDeps>, request: Request, next: Next) -> Result<Response, ApiError> {
     match &deps.token {
-        Some(token) => {
-            let given = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-            let given = given.and_then(|value| value.strip_prefix("Bearer "));
-            match given {
-                Some(given) if equal(given, token.reveal()) => {}
-                Some(_) => return Err(ApiError::unauthorized("the token is wrong")),
-                None => {
-                    return Err(ApiError::unauthorized("this needs the machine's token")
-                        .help("send Authorization: Bearer TOKEN; the CLI takes --token or MACHINIST_TOKEN"));
-                }
+        Some(token) => match bearer(request.headers()) {
+            Some(given) if equal(given, token.reveal()) => {}
+            Some(_) => return Err(ApiError::unauthorized("the token is wrong")),
+            None => {
+                return Err(ApiError::unauthorized("this needs the machine's token")
+                    .help("send Authorization: Bearer TOKEN; the CLI takes --token or MACHINIST_TOKEN"));
             }
-        }
+        },
         None if !deps.loopback => {
             return Err(ApiError::forbidden("this machine listens beyond loopback and has no token")
                 .help("set http.token (MACHINIST_TOKEN) and restart the machine"));
@@ -30,6 +26,26 @@ pub(super) async fn require(State(deps): State<AdminDeps>, request: Request, nex
         None => local(request.headers())?,
     }
     Ok(next.run(request).await)
+}
+
+/// Reading needs no token. Who listens on loopback means to be read from this host, by which a web page whose name resolves
+/// to loopback (DNS rebinding) is not meant: payloads and logs are nobody else's.
+pub(super) async fn readable(
+    State(deps): State<AdminDeps>,
+    request: Request,
+    next: Next,
+) -> Result<Response, ApiError> {
+    let headers = request.headers();
+    let told = || deps.token.as_ref().zip(bearer(headers)).is_some_and(|(token, given)| equal(given, token.reveal()));
+    // Browsers send the name; probes of the oldest kind send none.
+    if deps.loopback && headers.contains_key(header::HOST) && !told() {
+        local(headers)?;
+    }
+    Ok(next.run(request).await)
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    headers.get(header::AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")
 }
 
 /// A web page that somebody on this host has open must not reach us: neither by its own origin, nor by a name of its own
@@ -42,7 +58,7 @@ fn local(headers: &HeaderMap) -> Result<(), ApiError> {
         Ok(())
     } else {
         Err(ApiError::forbidden("without a token only requests of this host to a loopback address are taken")
-            .help("set http.token (MACHINIST_TOKEN), or use http://127.0.0.1"))
+            .help("use http://127.0.0.1, or set http.token (MACHINIST_TOKEN) and send it"))
     }
 }
 

@@ -92,7 +92,7 @@ impl Route {
     }
 
     pub fn get<H: Handler<T, AdminDeps>, T: 'static>(path: &'static str, handler: H) -> Self {
-        Self::new(Method::Get, path, handler)
+        Self::new(Method::Get, path, handler).fails(&[403])
     }
 
     pub fn post<H: Handler<T, AdminDeps>, T: 'static>(path: &'static str, handler: H) -> Self {
@@ -187,7 +187,7 @@ const fn meaning(status: u16) -> &'static str {
     match status {
         400 => "The request cannot be read.",
         401 => "The token is missing or wrong.",
-        403 => "Not from here: without a token only requests of this host to a loopback address are taken.",
+        403 => "Not from here: without the token only requests of this host to a loopback address are taken.",
         404 => "There is no such thing.",
         409 => "It is in a state that does not allow this.",
         413 => "The body is larger than 64 MiB.",
@@ -199,12 +199,16 @@ const fn meaning(status: u16) -> &'static str {
     }
 }
 
-/// The routes, those that change something behind the token.
+/// The routes, those that change something behind the token, and those that do not for this host where only this host is meant.
 pub(super) fn router(routes: Vec<Route>, deps: &AdminDeps) -> Router<AdminDeps> {
     routes.into_iter().fold(Router::new(), |router, route| {
         let changes = route.changes();
         let guarded = |handler: MethodRouter<AdminDeps>| {
-            if changes { handler.route_layer(from_fn_with_state(deps.clone(), auth::require)) } else { handler }
+            if changes {
+                handler.route_layer(from_fn_with_state(deps.clone(), auth::require))
+            } else {
+                handler.route_layer(from_fn_with_state(deps.clone(), auth::readable))
+            }
         };
         router.route(route.path, guarded(route.handler))
     })

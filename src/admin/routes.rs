@@ -140,7 +140,7 @@ fn jobs() -> Vec<Route> {
             .about("A job's events as messages of a WebSocket, then `{\"end\": ...}`.")
             .query::<jobs::EventQuery>()
             .switches(101, "A WebSocket; each message is an event as JSON.")
-            .fails(&[403, 404, 426])
+            .fails(&[404, 426])
             .asks_queue(),
         Route::post("/jobs/{id}/cancel", jobs::cancel)
             .about("Cancels a job, waiting or running.")
