@@ -237,7 +237,7 @@ async fn errors_of_a_redis_decide_and_show_no_secret() {
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
     let failure = bench.run(&alive).await.unwrap_err();
     assert_eq!(failure.class, FailureClass::Retryable, "{failure}");
-    let mut again = std::process::Command::new("redis-server")
+    let mut again = support::redis::server()
         .args(["--port", &server.port.to_string(), "--save", ""])
         .current_dir(bench.dir.path())
         .stdout(std::process::Stdio::null())

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::{free_port, wait_until};
 
-/// `QUEUE_TOPOLOGY=cluster` gives three nodes instead of one.
+/// `QUEUE_TOPOLOGY=cluster` gives three nodes instead of one, `QUEUE_SERVER=/usr/bin/valkey-server` another program.
 pub struct RedisServer {
     child: Child,
     /// The other nodes of a cluster.
@@ -116,8 +116,13 @@ impl RedisServer {
     }
 }
 
+/// The server, without arguments.
+pub fn server() -> Command {
+    Command::new(std::env::var("QUEUE_SERVER").as_deref().unwrap_or("redis-server"))
+}
+
 fn spawn(port: u16, dir: &Path, arguments: &[String]) -> Child {
-    Command::new("redis-server")
+    server()
         .args(["--port", &port.to_string(), "--save", "", "--dir"])
         .arg(dir)
         .args(arguments)
@@ -158,7 +163,7 @@ impl Sentinels {
             master.port
         );
         std::fs::write(&file, text).unwrap();
-        let sentinel = Command::new("redis-server").arg(&file).arg("--sentinel").stdout(Stdio::null()).spawn().unwrap();
+        let sentinel = server().arg(&file).arg("--sentinel").stdout(Stdio::null()).spawn().unwrap();
         let sentinels = Self { master, _replica: replica, sentinel, port, _dir: dir };
         wait_until("the sentinel to know the replica", Duration::from_secs(30), || {
             let output = Command::new("redis-cli")
