@@ -2,7 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Client, codec};
+use super::{Client, SCAN_PAGE, codec};
 use crate::base::Name;
 use crate::queue::matching::Class;
 use crate::queue::model::plain;
@@ -45,7 +45,7 @@ impl Client {
 
     async fn count_backlog(&self) -> Result<Backlog> {
         // Only classes with jobs: others are kept for an hour.
-        let live = self.store.call("live", Vec::new()).await?.pairs()?.into_iter();
+        let live = self.scan("cn", SCAN_PAGE).await?.into_iter();
         let ids: Vec<String> =
             live.filter(|(_, jobs)| jobs.parse::<i64>().unwrap_or(0) > 0).map(|(id, _)| id).collect();
         let classes = self.classes_of(&ids).await?;
@@ -107,7 +107,7 @@ impl Client {
             found = self.roster().workers.get(worker).cloned();
         }
         let Some(capabilities) = found else { return Ok(None) };
-        let ids = self.store.call("class_ids", Vec::new()).await?.texts()?;
+        let ids = self.class_ids().await?;
         let (mut runs, mut refuses) = (Vec::new(), Vec::new());
         let mut loaded: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for class in self.classes_of(&ids).await? {

@@ -31,7 +31,7 @@ impl Client {
         let mut parts = todo.list()?.into_iter();
         let mut part = || parts.next().unwrap_or(Reply::Nil);
         let (now, due, lease) = (codec::time(&part().text()?)?, part().text()?, part().text()?);
-        self.shared.note_due(&due);
+        self.shared.due.told(now, &due);
         let (expired, overdue) = (part().texts()?, part().texts()?);
         let (unsettled, outbox, schedule, inbox, garbage) =
             (part().number::<u64>()?, part().number::<u8>()?, part().text()?, part().number()?, part().number()?);

@@ -6,6 +6,7 @@
 mod backlog;
 mod batch;
 mod codec;
+mod due;
 mod keeper;
 mod large;
 mod roster;
@@ -21,6 +22,7 @@ use tokio::sync::{Notify, broadcast, watch};
 
 use self::batch::Batcher;
 use self::codec::Stored;
+use self::due::Due;
 use self::large::Prepared;
 use self::roster::Roster;
 use super::lifecycle::{Avoid, Target, Transition};
@@ -43,7 +45,13 @@ const SUBMIT_CHUNK: usize = 64;
 const SUBMIT_CLASSES: usize = 16;
 const LONGEST_WATCH: Duration = Duration::from_secs(60);
 const SUBMIT_TRIES: u32 = 3;
-const GET_CHUNK: usize = 100;
+const GET_CHUNK: usize = 40;
+/// Fields of a hash on a page: short ones, and capabilities, which may have a thousand names each.
+const SCAN_PAGE: usize = 200;
+const SCAN_LONG: usize = 8;
+/// Jobs and heads that one call reads.
+const PENDING_PAGE: usize = 250;
+const HEADS_PAGE: usize = 100;
 const COMPLETE_CHUNK: usize = 64;
 /// Heartbeats of one process fall together; so long the first waits for the others.
 const BEAT_LINGER: Duration = Duration::from_millis(2);
@@ -71,8 +79,7 @@ type Beat = (Registration, Vec<Token>, BTreeSet<String>);
 struct Shared {
     workers: Mutex<HashMap<String, Known>>,
     reconnections: watch::Sender<u64>,
-    /// When the next delayed job is due.
-    due: watch::Sender<Option<Timestamp>>,
+    due: Arc<Due>,
     /// The keeper has something to do.
     keep: Notify,
     /// What the last heartbeat said there is to do.
@@ -93,13 +100,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Shared {
-    fn note_due(&self, text: &str) {
-        let due = codec::time(text).ok();
-        self.due.send_if_modified(|current| std::mem::replace(current, due) != due);
-    }
-}
-
 impl Client {
     /// Must be called in a Tokio runtime.
     pub fn start(store: Arc<dyn Store>, config: QueueConfig) -> Self {
@@ -111,7 +111,7 @@ impl Client {
             Arc::downgrade(&shared),
             cancellations.clone(),
         ));
-        tokio::spawn(promote_when_due(Arc::clone(&store), Arc::downgrade(&shared), shared.due.subscribe()));
+        tokio::spawn(Due::promote(Arc::downgrade(&shared.due), Arc::clone(&store)));
         let completing = Arc::clone(&store);
         let completions = Batcher::start(COMPLETE_CHUNK, Duration::ZERO, move |batch: Vec<(Token, String)>| {
             let store = Arc::clone(&completing);
@@ -407,15 +407,44 @@ impl Client {
         Ok(watch)
     }
 
+    /// All fields of one of the store's hashes that grow with classes and workers, page by page.
+    async fn scan(&self, hash: &str, page: usize) -> Result<BTreeMap<String, String>> {
+        let mut all = BTreeMap::new();
+        let mut from = String::new();
+        loop {
+            let arguments = vec![hash.to_owned(), from, page.to_string()];
+            let mut parts = self.store.call("scan", arguments).await?.list()?.into_iter();
+            let mut part = || parts.next().unwrap_or(Reply::Nil);
+            from = part().text()?;
+            all.extend(part().pairs()?);
+            if from.is_empty() {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// All classes on record, in order.
+    async fn class_ids(&self) -> Result<Vec<String>> {
+        Ok(self.scan("cn", SCAN_PAGE).await?.into_keys().collect())
+    }
+
     /// The best of all classes, class by class: no call looks at many.
     async fn pending_ids(&self, offset: usize, count: usize) -> Result<Vec<JobId>> {
-        let classes = self.store.call("class_ids", Vec::new()).await?.texts()?;
+        let classes = self.class_ids().await?;
         let most = offset + count;
+        let mut heads = Vec::new();
+        for chunk in classes.chunks(HEADS_PAGE) {
+            let found = self.store.call("heads", chunk.to_vec()).await?.texts()?;
+            heads.extend(found.iter().zip(chunk).filter_map(|(head, class)| Some((head.parse::<u64>().ok()?, class))));
+        }
+        heads.sort_unstable();
+        // Where so many classes have a job up to here, none goes before those that comes after.
+        let bound = heads.get(most.saturating_sub(1)).map_or("+inf".to_owned(), |(head, _)| head.to_string());
+        heads.truncate(most);
         let mut best: BTreeSet<(u64, String)> = BTreeSet::new();
-        // Half a millisecond of the store's time each.
-        for chunk in classes.chunks((500 / most.max(1)).clamp(1, 100)) {
-            let mut arguments = vec![most.to_string()];
-            arguments.extend_from_slice(chunk);
+        for chunk in heads.chunks((PENDING_PAGE / most.max(1)).clamp(1, HEADS_PAGE)) {
+            let mut arguments = vec![most.to_string(), bound.clone()];
+            arguments.extend(chunk.iter().map(|(_, class)| (*class).clone()));
             for (id, score) in self.store.call("pending", arguments).await?.pairs()? {
                 best.insert((score.parse().unwrap_or(u64::MAX), id));
                 if best.len() > most {
@@ -543,15 +572,7 @@ async fn listen(
                 _ => {}
             },
             Message::Published { channel, text } if channel == "due" => {
-                let due = codec::time(&text).ok();
-                shared.due.send_if_modified(|current| {
-                    let sooner = due.is_some_and(|due| current.is_none_or(|current| due < current));
-                    if sooner {
-                        *current = due;
-                    }
-                    sooner
-                });
-                if due.is_some_and(|due| due <= Timestamp::now()) {
+                if shared.due.published(&text) {
                     shared.keep.notify_one();
                 }
             }
@@ -574,28 +595,6 @@ async fn listen(
                     notify.notify_waiters();
                 }
                 shared.keep.notify_one();
-            }
-        }
-    }
-}
-
-/// Makes delayed jobs claimable at their time; whoever can run them is woken by that.
-async fn promote_when_due(store: Arc<dyn Store>, shared: Weak<Shared>, mut due: watch::Receiver<Option<Timestamp>>) {
-    loop {
-        let next = *due.borrow_and_update();
-        let pause = next.map(|at| at.since(Timestamp::now()) + Duration::from_millis(1));
-        tokio::select! {
-            changed = due.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(pause.unwrap_or(Duration::MAX)), if pause.is_some() => {
-                let answer = match store.call("promote", Vec::new()).await {
-                    Ok(answer) => answer.text().unwrap_or_default(),
-                    Err(_) => {
-                        tokio::time::sleep(Duration::from_millis(500)).await;
-                        continue;
-                    }
-                };
-                let Some(shared) = shared.upgrade() else { return };
-                shared.note_due(&answer);
             }
         }
     }
@@ -683,7 +682,7 @@ impl Broker for Client {
                 return Err(not_registered());
             }
             let (now, due, again) = (codec::time(&part().text()?)?, part().text()?, part().number::<u8>()? == 1);
-            self.shared.note_due(&due);
+            self.shared.due.told(now, &due);
             let mut fence = part().number::<u64>()?;
             let mut parts = part().list()?.into_iter();
             while let (Some(id), Some(raw), Some(changes)) = (parts.next(), parts.next(), parts.next()) {
@@ -916,8 +915,7 @@ impl Broker for Client {
     }
 
     async fn classes(&self, offset: usize, count: usize) -> Result<Vec<ClassStatus>> {
-        let mut ids = self.store.call("class_ids", Vec::new()).await?.texts()?;
-        ids.sort();
+        let ids = self.class_ids().await?;
         let page: Vec<String> = ids.into_iter().skip(offset).take(count).collect();
         self.classes_of(&page).await
     }

@@ -1,7 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use super::{Client, codec};
+use super::{Client, SCAN_LONG, SCAN_PAGE, codec};
 use crate::base::Name;
 use crate::queue::matching::{Class, ClassId, short_hash};
 use crate::queue::{BrokerError, Registration};
@@ -40,14 +40,13 @@ fn personal(worker: &str) -> String {
 
 impl Client {
     pub(super) async fn read_roster(&self) -> Result<()> {
-        let mut parts = self.store.call("roster", Vec::new()).await?.list()?.into_iter();
-        let (Some(epoch), Some(profiles), Some(workers)) = (parts.next(), parts.next(), parts.next()) else {
-            return Err(BrokerError::damaged(&"the roster is cut short"));
-        };
-        let read = |pairs: Vec<(String, String)>| -> Result<Vec<(String, Capabilities)>> {
+        // First: whatever comes while the pages are read has another, and is found out by that.
+        let epoch = self.store.call("epoch", Vec::new()).await?.text()?;
+        let read = |pairs: BTreeMap<String, String>| -> Result<Vec<(String, Capabilities)>> {
             pairs.into_iter().map(|(name, text)| Ok((name, codec::json(&text)?))).collect()
         };
-        let (epoch, profiles, workers) = (epoch.text()?, read(profiles.pairs()?)?, read(workers.pairs()?)?);
+        let profiles = read(self.scan("profiles", SCAN_LONG).await?)?;
+        let workers = read(self.scan("workers", SCAN_LONG).await?)?;
         let mut roster = self.roster();
         roster.epoch = epoch;
         roster.profiles = profiles;
@@ -64,7 +63,7 @@ impl Client {
 
     /// All classes on record.
     pub(super) async fn read_classes(&self) -> Result<()> {
-        let pairs = self.store.call("definitions", Vec::new()).await?.pairs()?;
+        let pairs = self.scan("cls", SCAN_PAGE).await?;
         let mut classes = BTreeMap::new();
         for (id, text) in pairs {
             classes.insert(ClassId(id), codec::json::<Class>(&text)?);

@@ -1,4 +1,5 @@
 use std::cell::RefCell;
+use std::ops::Bound;
 use std::rc::Rc;
 
 use mlua::{Function, Lua, MultiValue, Value};
@@ -210,6 +211,18 @@ fn run(lua: &Lua, data: &mut Data, name: &str, words: Arguments) -> mlua::Result
         "HKEYS" => {
             let keys = data.hash(word(0)?).into_iter().flat_map(|hash| hash.keys());
             list(keys.map(text).collect::<mlua::Result<_>>()?)
+        }
+        "HSCAN" => {
+            // Redis' cursors are opaque; here it is the last field of the page before.
+            let from = word(1)?;
+            let after = if &**from == "0" { Bound::Unbounded } else { Bound::Excluded(Text::clone(from)) };
+            let most = usize::try_from(int(3)?).unwrap_or(0).max(1);
+            let Some(hash) = data.hash(word(0)?) else { return list(vec![text(&"0".into())?, list(Vec::new())?]) };
+            let mut rest = hash.range((after, Bound::Unbounded));
+            let page: Vec<(&Text, &Text)> = rest.by_ref().take(most).collect();
+            let next = rest.next().and(page.last()).map_or_else(|| "0".into(), |(field, _)| Text::clone(field));
+            let items = page.iter().flat_map(|(field, value)| [text(field), text(value)]);
+            list(vec![text(&next)?, list(items.collect::<mlua::Result<_>>()?)?])
         }
         "HGETALL" => {
             let all = data.hash(word(0)?).into_iter().flatten();

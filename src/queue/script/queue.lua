@@ -38,7 +38,7 @@ local MAX_EVENTS = 1000
 local MAX_ENTRY = 8388608 -- bytes of one submission in the inbox, and about as many are read at once
 local BATCH = 50
 local CLAIM = 64 -- jobs of one claim at most
-local DUE = 20 -- delayed jobs that one call makes claimable
+local DUE = 10 -- delayed jobs that one call makes claimable
 local MOVES = 5 -- classes that change their lane in one call
 local GRACE = 15000 -- the holder stops an attempt at its time; the reaper does so many ms after
 local SLACK = 50 -- a loaded model may overtake by so many places
@@ -153,11 +153,16 @@ local function wake(lane, n)
   return false
 end
 
-local function put(id, cid, score)
-  call('ZADD', P .. 'c:' .. cid, score, id)
-  local lane
-  if call('ZRANGE', P .. 'c:' .. cid, 0, 0)[1] == id then lane = class_fix(cid) else lane = call('HGET', P .. 'lane', cid) end
-  wake(lane, 1)
+-- Adds jobs, each a score and an id, to those waiting of a class. Only a new head is somebody else's business.
+local function put(cid, jobs)
+  local ck = P .. 'c:' .. cid
+  call('ZADD', ck, unpack(jobs))
+  local head, lane = call('ZRANGE', ck, 0, 0)[1], nil
+  for i = 2, #jobs, 2 do if jobs[i] == head then lane = class_fix(cid) end end
+  if call('EXISTS', P .. 'zp') == 1 then
+    if lane == nil then lane = call('HGET', P .. 'lane', cid) end
+    wake(lane, math.min(#jobs / 2, 16))
+  end
 end
 
 -- The lane with the best head among those of the profile: walk H from the top, or ask for the scores of its lanes,
@@ -423,7 +428,7 @@ end
 -- Puts a job that was not pending among those that are.
 local function make_pending(id, cid, score)
   call('INCR', P .. 'np')
-  put(id, cid, score)
+  put(cid, { score, id })
 end
 
 local function delay(id, due)
@@ -452,18 +457,7 @@ local function undelay(ids)
     end
   end
   call('INCRBY', P .. 'np', n)
-  local idle = call('EXISTS', P .. 'zp') == 1
-  for cid, jobs in pairs(of) do
-    local former = call('ZRANGE', P .. 'c:' .. cid, 0, 0)[1]
-    call('ZADD', P .. 'c:' .. cid, unpack(jobs))
-    local lane
-    if call('ZRANGE', P .. 'c:' .. cid, 0, 0)[1] ~= former then
-      lane = class_fix(cid)
-    elseif idle then
-      lane = call('HGET', P .. 'lane', cid)
-    end
-    if idle then wake(lane, #jobs / 2) end
-  end
+  for cid, jobs in pairs(of) do put(cid, jobs) end
 end
 
 local function promote(now, most)
@@ -481,7 +475,7 @@ local function promote(now, most)
     end
     if waits then
       class_fix(current)
-      put(id, base, score)
+      put(base, { score, id })
     end
     comes_back(id, base, now)
   end
@@ -537,20 +531,22 @@ function F.submit(a)
     local json = a[i + 12 + deps]
     local duplicate = idem ~= '' and call('HGET', P .. 'ik', idem) or unique ~= '' and call('HGET', P .. 'uq', unique)
     local score
-    if not duplicate and call('EXISTS', P .. 'j:' .. id) == 1 then duplicate = id end
     if not duplicate then
-      local place = flow ~= '' and call('HGET', P .. 'wf', flow)
-      if place then
-        score = place
-      else
+      local who, turn
+      score = flow ~= '' and call('HGET', P .. 'wf', flow)
+      if not score then
         vt[base] = vt[base] or tonumber(call('HGET', P .. 'vt', base) or 0)
-        local who = base .. ' ' .. customer
-        ft[who] = ft[who] or tonumber(call('ZSCORE', P .. 'ft:' .. base, customer) or 0)
-        ft[who] = math.max(ft[who], vt[base]) + 1
-        score = num(tonumber(base) * LEVEL + ft[who])
+        who = base .. ' ' .. customer
+        local last = ft[who] or tonumber(call('ZSCORE', P .. 'ft:' .. base, customer) or 0)
+        turn = math.max(last, vt[base]) + 1
+        score = num(tonumber(base) * LEVEL + turn)
       end
       local record = score .. ' ' .. cid .. ' ' .. timeout .. ' ' .. stamp .. ' ' .. flags .. ' ' .. json
-      call('SET', P .. 'j:' .. id, record)
+      if not call('SET', P .. 'j:' .. id, record, 'NX') then
+        duplicate = id
+      elseif who then
+        ft[who] = turn
+      end
     end
     if duplicate then
       instead[id] = duplicate
@@ -622,10 +618,7 @@ function F.submit(a)
   end
   for cid, n in pairs(count) do if n > 0 then call('HINCRBY', P .. 'cn', cid, n) end end
   if pending > 0 then call('INCRBY', P .. 'np', pending) end
-  for cid, jobs in pairs(touched) do
-    call('ZADD', P .. 'c:' .. cid, unpack(jobs))
-    wake(class_fix(cid), math.min(#jobs / 2, 16))
-  end
+  for cid, jobs in pairs(touched) do put(cid, jobs) end
   return { 'OK', out }
 end
 
@@ -1264,10 +1257,11 @@ function F.watch(a)
   return call('ZADD', P .. 'wt', num(now_ms() + tonumber(a[2])), a[1])
 end
 
--- Makes claimable what is due; answers with the next time.
+-- Makes claimable what is due; answers with the time, and that of the next.
 function F.promote()
-  promote(now_ms(), DUE)
-  return next_due()
+  local now = now_ms()
+  promote(now, DUE)
+  return { num(now), next_due() }
 end
 
 -- Tells the dependents of the oldest finished job; answers with how many such jobs are left.
@@ -1543,13 +1537,26 @@ function reads.list(a)
   return call('ZREVRANGE', P .. 'f:' .. st, offset, offset + count - 1)
 end
 
-function reads.class_ids() return call('HKEYS', P .. 'cls') end
+-- cls (class -> definition), cn (class -> jobs that are not over), profiles or workers (-> capabilities); where to go on, ""
+-- at first; count: a page, after where the next begins ("" after the last). What is there all the time is on a page at least once.
+function reads.scan(a)
+  local page = call('HSCAN', P .. a[1], a[2] == '' and '0' or a[2], 'COUNT', a[3])
+  return { page[1] == '0' and '' or page[1], page[2] }
+end
 
--- count classes...: the first waiting jobs of each, with their scores
+-- classes...: the score of the first waiting job of each, "" where none waits
+function reads.heads(a)
+  local out = {}
+  for i = 1, #a do out[i] = call('ZRANGE', P .. 'c:' .. a[i], 0, 0, 'WITHSCORES')[2] or '' end
+  return out
+end
+
+-- count score classes...: the first waiting jobs of each, up to that score, with their scores
 function reads.pending(a)
   local out = {}
-  for i = 2, #a do
-    for _, word in ipairs(call('ZRANGE', P .. 'c:' .. a[i], 0, tonumber(a[1]) - 1, 'WITHSCORES')) do out[#out + 1] = word end
+  for i = 3, #a do
+    local found = call('ZRANGEBYSCORE', P .. 'c:' .. a[i], '-inf', a[2], 'WITHSCORES', 'LIMIT', 0, tonumber(a[1]))
+    for _, word in ipairs(found) do out[#out + 1] = word end
   end
   return out
 end
@@ -1624,7 +1631,6 @@ function reads.classes(a)
 end
 
 -- Of every class how many of its jobs are not over.
-function reads.live() return call('HGETALL', P .. 'cn') end
 
 -- scopes...: how many jobs of each run
 function reads.running(a)
@@ -1644,12 +1650,8 @@ function reads.loaded(a)
   return out
 end
 
--- What matching is made from: epoch, profiles, workers.
-function reads.roster()
-  return { call('GET', P .. 'ep') or '0', call('HGETALL', P .. 'profiles'), call('HGETALL', P .. 'workers') }
-end
-
-function reads.definitions() return call('HGETALL', P .. 'cls') end
+-- Changes with profiles and workers.
+function reads.epoch() return call('GET', P .. 'ep') or '0' end
 
 function reads.held_by(a) return call('HGET', P .. 'pb', a[1]) end
 
@@ -1721,7 +1723,7 @@ function F.audit(a)
           elseif st ~= 'c' then
             call('HDEL', mk, 'st')
             call('SADD', P .. 'ch', id)
-            put(id, cid, score)
+            put(cid, { score, id })
           end
         end
       end
@@ -1757,7 +1759,7 @@ function F.audit(a)
           if repair then
             leave_running(id, run, now)
             call('SADD', P .. 'ch', id)
-            put(id, cid, score)
+            put(cid, { score, id })
           end
         end
       elseif not find('cfx', fixed_state(id) or 'w', 1, true) and call('EXISTS', mk) > call('SISMEMBER', P .. 'ch', id) then

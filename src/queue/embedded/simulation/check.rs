@@ -16,7 +16,7 @@ impl Simulation {
         ids.extend(self.model.jobs.iter().filter(|(_, job)| all || !job.is_over()).map(|(id, _)| id.clone()));
         assert_eq!(self.call("audit", &ids).texts().unwrap(), Vec::<String>::new());
         let mut classes = vec!["0".to_owned()];
-        classes.extend(self.words("class_ids", &[]).texts().unwrap());
+        classes.extend(self.class_ids());
         assert_eq!(self.call("audit_classes", &classes).texts().unwrap(), Vec::<String>::new());
         assert_eq!(self.words("audit_pending", &["0"]).texts().unwrap(), Vec::<String>::new());
     }

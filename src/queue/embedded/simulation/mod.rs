@@ -65,6 +65,23 @@ impl Simulation {
         self.call(name, &arguments.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>())
     }
 
+    /// What the queue has in a hash that is read page by page.
+    fn scan(&self, hash: &str) -> Vec<(String, String)> {
+        let (mut all, mut from) = (Vec::new(), String::new());
+        loop {
+            let [next, page] = <[Reply; 2]>::try_from(self.words("scan", &[hash, &from, "3"]).list().unwrap()).unwrap();
+            all.extend(page.pairs().unwrap());
+            from = next.text().unwrap();
+            if from.is_empty() {
+                return all;
+            }
+        }
+    }
+
+    fn class_ids(&self) -> Vec<String> {
+        self.scan("cls").into_iter().map(|(id, _)| id).collect()
+    }
+
     // Chance.
 
     fn below(&mut self, end: usize) -> usize {

@@ -184,11 +184,10 @@ impl Simulation {
 
     /// As the client does: matched by the workers and profiles that the queue knows.
     pub(super) fn add_class(&self, class: &Class) {
-        let roster = self.words("roster", &[]).list().unwrap();
-        let [epoch, profiles, workers] = <[Reply; 3]>::try_from(roster).unwrap();
-        let mut words = vec![class.id(), "{}".to_owned(), class.scopes(), epoch.text().unwrap()];
+        let epoch = self.words("epoch", &[]).text().unwrap();
+        let mut words = vec![class.id(), "{}".to_owned(), class.scopes(), epoch];
         if class.is_personal() {
-            let known = workers.pairs().unwrap();
+            let known = self.scan("workers");
             let admitted = (0..self.model.workers.len()).filter(|worker| {
                 known.iter().any(|(known, abilities)| {
                     *known == name(*worker) && class.admits(*worker, abilities.parse().unwrap())
@@ -196,7 +195,7 @@ impl Simulation {
             });
             words.extend(admitted.map(|worker| format!("w:{}", name(worker))));
         } else {
-            let matching = profiles.pairs().unwrap().into_iter().filter(|(_, text)| {
+            let matching = self.scan("profiles").into_iter().filter(|(_, text)| {
                 // A profile has no name: nothing of a class that is not personal asks for one.
                 class.admits(usize::MAX, text.parse().unwrap())
             });
@@ -209,7 +208,7 @@ impl Simulation {
     pub(super) fn subscribe(&self, worker: usize, general: bool, own: bool) {
         let abilities = self.model.workers[worker].abilities;
         let [mut fits, mut mine, mut others] = [const { Vec::new() }; 3];
-        for id in self.words("class_ids", &[]).texts().unwrap() {
+        for id in self.class_ids() {
             let class = Class::parse(&id);
             match (class.is_personal(), class.admits(worker, abilities)) {
                 (false, true) => fits.push(id),
