@@ -11,7 +11,7 @@ use super::{free_port, wait_until};
 pub struct RedisServer {
     child: Child,
     /// The other nodes of a cluster.
-    others: Vec<(Child, tempfile::TempDir)>,
+    others: Vec<Self>,
     url: String,
     pub port: u16,
     dir: tempfile::TempDir,
@@ -34,38 +34,45 @@ impl RedisServer {
         server
     }
 
-    /// Three masters.
+    /// Three masters, each with a third of the slots.
     fn start_cluster() -> Self {
-        let arguments = vec!["--cluster-enabled".to_owned(), "yes".to_owned()];
-        // A node's bus has its port and 10,000 more.
-        let nodes: Vec<(u16, tempfile::TempDir, Child)> = (0..3)
+        let mut nodes: Vec<Self> = (0..3)
             .map(|_| {
-                let (port, dir) = (free_port(), tempfile::tempdir().unwrap());
+                // The bus of a node has a port of its own, by itself 10,000 more than the other, which there may not be.
+                let (port, bus, dir) = (free_port(), free_port(), tempfile::tempdir().unwrap());
+                let arguments =
+                    ["--cluster-enabled", "yes", "--cluster-port", &bus.to_string()].map(str::to_owned).to_vec();
                 let child = spawn(port, dir.path(), &arguments);
-                (port, dir, child)
+                let url = format!("redis://127.0.0.1:{port}");
+                let node = Self { child, others: Vec::new(), url, port, dir, arguments };
+                node.wait_ready();
+                node
             })
             .collect();
-        let addresses: Vec<String> = nodes.iter().map(|(port, ..)| format!("127.0.0.1:{port}")).collect();
-        let url = format!("redis+cluster://{}", addresses.join(","));
-        let mut nodes = nodes.into_iter();
-        let (port, dir, child) = nodes.next().unwrap();
-        let others = nodes.map(|(_, dir, child)| (child, dir)).collect();
-        let server = Self { child, others, url, port, dir, arguments };
-        server.wait_ready();
-        wait_until("a cluster", Duration::from_secs(30), || {
-            let mut create = Command::new("redis-cli");
-            create.args(["--cluster", "create"]).args(&addresses).arg("--cluster-yes");
-            create.output().unwrap().status.success().then_some(())
-        });
-        wait_until("the cluster to agree", Duration::from_secs(30), || {
-            let ok = |port: &str| {
-                let output = Command::new("redis-cli").args(["-p", port, "CLUSTER", "INFO"]).output().unwrap();
-                let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        for (node, slots) in nodes.iter().zip([["0", "5460"], ["5461", "10922"], ["10923", "16383"]]) {
+            node.direct(&["CLUSTER", "ADDSLOTSRANGE", slots[0], slots[1]]);
+        }
+        for other in &nodes[1..] {
+            nodes[0].direct(&["CLUSTER", "MEET", "127.0.0.1", &other.port.to_string(), &other.arguments[3]]);
+        }
+        wait_until("the cluster to agree", Duration::from_secs(60), || {
+            let ok = |node: &Self| {
+                let text = node.direct(&["CLUSTER", "INFO"]);
                 text.contains("cluster_state:ok") && text.contains("cluster_known_nodes:3")
             };
-            addresses.iter().all(|address| ok(address.rsplit(':').next().unwrap())).then_some(())
+            nodes.iter().all(ok).then_some(())
         });
-        server
+        let addresses: Vec<String> = nodes.iter().map(|node| format!("127.0.0.1:{}", node.port)).collect();
+        let mut first = nodes.remove(0);
+        first.url = format!("redis+cluster://{}", addresses.join(","));
+        first.others = nodes;
+        first
+    }
+
+    /// Of this node, wherever a key lies.
+    fn direct(&self, words: &[&str]) -> String {
+        let output = Command::new("redis-cli").args(["-p", &self.port.to_string()]).args(words).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
     fn wait_ready(&self) {
@@ -135,10 +142,6 @@ impl Drop for RedisServer {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        for (other, _) in &mut self.others {
-            let _ = other.kill();
-            let _ = other.wait();
-        }
     }
 }
 
