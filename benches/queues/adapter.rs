@@ -182,6 +182,29 @@ impl SlowLog {
         Some(Self(connection))
     }
 
+    /// What this machine makes of calls that do the same each time, and touch nothing: whatever takes long here waited for the
+    /// processor.
+    async fn floor(&mut self) {
+        let script = "local x = 0 for i = 1, tonumber(ARGV[1]) do x = x + i end return x";
+        let spin = async |connection: &mut redis::aio::MultiplexedConnection, turns: usize| {
+            redis::cmd("EVAL").arg(script).arg(0).arg(turns).exec_async(connection).await.unwrap();
+        };
+        let mut turns = 1_000;
+        loop {
+            let begun = Instant::now();
+            spin(&mut self.0, turns).await;
+            if begun.elapsed() > Duration::from_micros(700) {
+                break;
+            }
+            turns += turns / 8;
+        }
+        redis::cmd("SLOWLOG").arg("RESET").exec_async(&mut self.0).await.unwrap();
+        for _ in 0..20_000 {
+            spin(&mut self.0, turns).await;
+        }
+        self.report("floor, 20,000 equal calls").await;
+    }
+
     /// By function: how many calls took longer than half, 1 and 2 ms, the longest, and how many arguments that had. What is
     /// no function is what one command of Redis took by itself: where that is long, something else had the processor.
     async fn report(&mut self, what: &str) {
@@ -218,11 +241,11 @@ impl SlowLog {
     }
 }
 
-/// Claims one by one, each completed: the time of each in microseconds, sorted.
-async fn claim_times(broker: &Arc<dyn Broker>, who: &Registration, count: usize) -> Vec<u128> {
-    let request = ClaimRequest { registration: who.clone(), limit: 1, loaded: BTreeSet::new() };
+/// Claims one by one, by each of the workers in turn, each completed: the time of each in microseconds, sorted.
+async fn claim_times(broker: &Arc<dyn Broker>, workers: &[Registration], count: usize) -> Vec<u128> {
     let mut times = Vec::with_capacity(count);
-    for _ in 0..count {
+    for who in workers.iter().cycle().take(count) {
+        let request = ClaimRequest { registration: who.clone(), limit: 1, loaded: BTreeSet::new() };
         let begun = Instant::now();
         let claims = broker.claim(&request).await.unwrap();
         times.push(begun.elapsed().as_micros());
@@ -246,6 +269,9 @@ async fn scale(count: usize) {
     let who = |n: usize| Registration { worker: format!("m{n}/w"), incarnation: format!("{n}-{}", now_ns()) };
     let workers: Vec<Registration> = (0..64).map(who).collect();
     let mut slow = SlowLog::start().await;
+    if let Some(slow) = &mut slow {
+        slow.floor().await;
+    }
     let begun = Instant::now();
     for (n, worker) in workers.iter().enumerate() {
         broker.register(worker, &capabilities(models(n))).await.unwrap();
@@ -275,15 +301,17 @@ async fn scale(count: usize) {
             times[times.len() - 1]
         );
     };
-    claim_times(&broker, &workers[0], 200).await;
-    report("claim, 2,000 jobs", &claim_times(&broker, &workers[1], 500).await);
+    claim_times(&broker, &workers, 640).await;
+    report("claim, 2,000 jobs", &claim_times(&broker, &workers, 1_000).await);
     let begun = Instant::now();
     submit(2_000, count, Duration::ZERO).await;
     println!("{count} jobs in {:?}", begun.elapsed());
     if let Some(slow) = &mut slow {
         slow.report("slow calls, submission").await;
     }
-    report(&format!("claim, {count} jobs"), &claim_times(&broker, &workers[2], 2_000).await);
+    report(&format!("claim, {count} jobs"), &claim_times(&broker, &workers, 4_000).await);
+    // Whoever is alone meets ever more lanes before its own that nobody else takes from.
+    report(&format!("claim, {count} jobs, one profile"), &claim_times(&broker, &workers[2..3], 2_000).await);
     submit(count, count + count / 10, Duration::from_secs(20)).await;
     let begun = Instant::now();
     broker.explain(&broker.list(&JobFilter::default()).await.unwrap()[0].id).await.unwrap();
@@ -295,7 +323,7 @@ async fn scale(count: usize) {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let begun = Instant::now();
-    report("claim while delayed jobs come due", &claim_times(&broker, &workers[3], 2_000).await);
+    report("claim while delayed jobs come due", &claim_times(&broker, &workers, 4_000).await);
     while broker.stats().await.unwrap().delayed > 0 {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }

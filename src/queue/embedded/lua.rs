@@ -171,7 +171,7 @@ fn run(lua: &Lua, data: &mut Data, name: &str, words: Arguments) -> mlua::Result
             Ok(Value::Integer(current + by))
         }
         "EXISTS" => count(words.iter().filter(|key| data.exists(key)).count()),
-        "DEL" => {
+        "DEL" | "UNLINK" => {
             let mut n = 0;
             for key in &words {
                 n += usize::from(data.delete(key));
@@ -286,6 +286,16 @@ fn run(lua: &Lua, data: &mut Data, name: &str, words: Arguments) -> mlua::Result
         "ZMSCORE" => {
             let scores = words[1..].iter().map(|member| data.score(&words[0], member));
             list(scores.map(|s| s.map_or(Ok(Value::Boolean(false)), score_text)).collect::<mlua::Result<_>>()?)
+        }
+        // Of a sorted set and a set, with the scores of the first.
+        "ZINTERSTORE" => {
+            let (Some(set), sorted) = (data.set(word(3)?), word(2)?) else { return count(0) };
+            let found = set.iter().filter_map(|member| Some((Text::clone(member), data.score(sorted, member)?)));
+            let found: Vec<(Text, f64)> = found.collect();
+            for (member, score) in &found {
+                data.sorted_add(&words[0], member, *score);
+            }
+            count(found.len())
         }
         "ZCARD" => count(data.sorted_len(word(0)?)),
         "ZRANGE" | "ZREVRANGE" => {

@@ -16,7 +16,7 @@
 --   C id -> "place finished fence claimed worker result" of completed jobs; fc list of their ids, oldest first; fp how many
 --            have left that list. The first of the list has place fp + 1; an id whose job says another place means nothing
 --   e:<id>   list of events "time kind json"; m.ev counts those that were trimmed
---   c:<class> zset of waiting jobs by score; l:<lane> zset of class heads; H zset of lane heads
+--   c:<class> zset of waiting jobs by score; l:<lane> zset of class heads; H zset of lane heads; found lanes, within one call
 --   cls class -> definition; cs class -> scopes; cn class -> live jobs; cz classes without jobs, since when
 --   s:<class> profiles that match; lane class -> lane; lanes lane -> classes; lp:<lane> profiles; pl:<profile> lanes
 --   pc:<profile> classes; profiles profile -> capabilities; pd complete profiles; pn live workers; pz unused, since when
@@ -38,7 +38,8 @@ local MAX_EVENTS = 1000
 local MAX_ENTRY = 8388608 -- bytes of one submission in the inbox, and about as many are read at once
 local BATCH = 50
 local CLAIM = 64 -- jobs of one claim at most
-local DUE = 10 -- delayed jobs that one call makes claimable
+local DUE = 6 -- delayed jobs that one call makes claimable
+local CLAIM_DUE = 3 -- and a claim
 local MOVES = 5 -- classes that change their lane in one call
 local GRACE = 15000 -- the holder stops an attempt at its time; the reaper does so many ms after
 local SLACK = 50 -- a loaded model may overtake by so many places
@@ -165,8 +166,8 @@ local function put(cid, jobs)
   end
 end
 
--- The lane with the best head among those of the profile: walk H from the top, or ask for the scores of its lanes,
--- whichever is less work.
+-- The lane with the best head among those of the profile, which mostly is one of the first of all. Where many go before that
+-- the profile cannot run, Redis finds out which it can: a lane takes it a third of the time that it takes to ask here.
 local function best(pid)
   local H, pl = P .. 'H', P .. 'pl:' .. pid
   local k = call('SCARD', pl)
@@ -175,7 +176,7 @@ local function best(pid)
   if not top[1] then return nil end
   if call('SISMEMBER', pl, top[1]) == 1 then return top[1], tonumber(top[2]) end
   local off, step = 1, 8
-  while off < k do
+  while off * 3 < k and off < 512 do
     local hs = call('ZRANGE', H, off, off + step - 1)
     if #hs == 0 then return nil end
     local m = call('SMISMEMBER', pl, unpack(hs))
@@ -185,15 +186,11 @@ local function best(pid)
     off = off + #hs
     step = math.min(step * 2, 128)
   end
-  local ls = call('SMEMBERS', pl)
-  local lane, least = nil, math.huge
-  for a = 1, #ls, 1000 do
-    local sc = call('ZMSCORE', H, unpack(ls, a, math.min(a + 999, #ls)))
-    for i = 1, #sc do
-      if sc[i] and tonumber(sc[i]) < least then lane, least = ls[a + i - 1], tonumber(sc[i]) end
-    end
-  end
-  return lane, least
+  local found = P .. 'found'
+  if call('ZINTERSTORE', found, 2, H, pl, 'WEIGHTS', 1, 0) == 0 then return nil end
+  local first = call('ZRANGE', found, 0, 0, 'WITHSCORES')
+  call('UNLINK', found)
+  return first[1], tonumber(first[2])
 end
 
 -- The class has joined or left profiles; it moves to the lane of its new set. Only its head moves, never a job.
@@ -799,7 +796,7 @@ function F.claim(a)
   local inc, n = a[1], math.min(tonumber(a[2]), CLAIM)
   local info = call('HGET', P .. 'I', inc)
   if not info or not call('ZSCORE', P .. 'W', inc) then return { 'NOWORKER' } end
-  promote(now, 10)
+  promote(now, CLAIM_DUE)
   local worker, pid = match(info, '^(%S+) (%S+)')
   local personal = 'w:' .. worker
   if a[3] == '1' then

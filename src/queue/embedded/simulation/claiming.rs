@@ -26,6 +26,7 @@ impl Simulation {
             assert_eq!(self.words("claim", &[&gone, "1", "0"]).texts().unwrap(), ["NOWORKER"]);
             return;
         };
+        self.few_due();
         let most = 1 + self.below(5);
         let warm = self.warm(worker);
         let idle = if self.one_in(2) { "1" } else { "0" };

@@ -88,12 +88,23 @@ impl Simulation {
             }
         }
         if self.one_in(2) {
+            self.few_due();
             self.words("promote", &[]);
             self.model.promote();
         }
     }
 
+    /// The model makes claimable all that is due, a call of the queue's only some, a claim three: so there are no more than those.
+    pub(super) fn few_due(&self) {
+        let due = |job: &&super::model::Job| matches!(job.state, State::Delayed(due) if due <= self.model.now);
+        let due = self.model.jobs.values().filter(due).count();
+        for _ in 3..due {
+            self.words("promote", &[]);
+        }
+    }
+
     fn beat(&mut self, worker: usize, incarnation: &str) {
+        self.few_due();
         if self.one_in(6) {
             self.model.workers[worker].loaded = !self.model.workers[worker].loaded;
         }
@@ -133,6 +144,7 @@ impl Simulation {
 
     /// One round of what any process does for all.
     pub(super) fn look_after(&mut self) {
+        self.few_due();
         let todo = self.words("todo", &[]).list().unwrap();
         self.model.promote();
         let ended = |worker: &&super::Worker| worker.incarnation.is_some() && worker.lease <= self.model.now;
