@@ -124,7 +124,7 @@ mod tests {
             Ok((Vec::new(), None))
         }
 
-        fn own_channel(&self) -> &str {
+        fn own_channel(&self) -> &'static str {
             "p"
         }
     }

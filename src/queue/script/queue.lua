@@ -38,7 +38,7 @@ local MAX_EVENTS = 1000
 local MAX_ENTRY = 8388608 -- bytes of one submission in the inbox, and about as many are read at once
 local BATCH = 50
 local CLAIM = 64 -- jobs of one claim at most
-local DUE = 6 -- delayed jobs that one call makes claimable
+local DUE = 4 -- delayed jobs that one call makes claimable
 local CLAIM_DUE = 3 -- and a claim
 local MOVES = 5 -- classes that change their lane in one call
 local GRACE = 15000 -- the holder stops an attempt at its time; the reaper does so many ms after
@@ -136,9 +136,12 @@ local function send(inc, text)
   return info
 end
 
+-- Whether a worker is idle.
+local function idle() return call('EXISTS', P .. 'zp') == 1 end
+
 -- Tells up to n idle workers that the lane has something; answers whether there were so many.
 local function wake(lane, n)
-  if not lane or call('EXISTS', P .. 'zp') == 0 then return false end
+  if not lane or not idle() then return false end
   for _, pid in ipairs(call('SINTER', P .. 'lp:' .. lane, P .. 'zp')) do
     while n > 0 do
       local inc = call('ZRANGE', P .. 'z:' .. pid, 0, 0)[1]
@@ -154,13 +157,13 @@ local function wake(lane, n)
   return false
 end
 
--- Adds jobs, each a score and an id, to those waiting of a class. Only a new head is somebody else's business.
-local function put(cid, jobs)
+-- Adds jobs, each a score and an id, to those waiting of a class. Only a new head is somebody else's business, and idle workers'.
+local function put(cid, jobs, some_idle)
   local ck = P .. 'c:' .. cid
   call('ZADD', ck, unpack(jobs))
   local head, lane = call('ZRANGE', ck, 0, 0)[1], nil
   for i = 2, #jobs, 2 do if jobs[i] == head then lane = class_fix(cid) end end
-  if call('EXISTS', P .. 'zp') == 1 then
+  if some_idle then
     if lane == nil then lane = call('HGET', P .. 'lane', cid) end
     wake(lane, math.min(#jobs / 2, 16))
   end
@@ -425,7 +428,7 @@ end
 -- Puts a job that was not pending among those that are.
 local function make_pending(id, cid, score)
   call('INCR', P .. 'np')
-  put(cid, { score, id })
+  put(cid, { score, id }, idle())
 end
 
 local function delay(id, due)
@@ -454,7 +457,8 @@ local function undelay(ids)
     end
   end
   call('INCRBY', P .. 'np', n)
-  for cid, jobs in pairs(of) do put(cid, jobs) end
+  local some_idle = idle()
+  for cid, jobs in pairs(of) do put(cid, jobs, some_idle) end
 end
 
 local function promote(now, most)
@@ -472,7 +476,7 @@ local function promote(now, most)
     end
     if waits then
       class_fix(current)
-      put(base, { score, id })
+      put(base, { score, id }, idle())
     end
     comes_back(id, base, now)
   end
@@ -615,7 +619,8 @@ function F.submit(a)
   end
   for cid, n in pairs(count) do if n > 0 then call('HINCRBY', P .. 'cn', cid, n) end end
   if pending > 0 then call('INCRBY', P .. 'np', pending) end
-  for cid, jobs in pairs(touched) do put(cid, jobs) end
+  local some_idle = idle()
+  for cid, jobs in pairs(touched) do put(cid, jobs, some_idle) end
   return { 'OK', out }
 end
 
@@ -1720,7 +1725,7 @@ function F.audit(a)
           elseif st ~= 'c' then
             call('HDEL', mk, 'st')
             call('SADD', P .. 'ch', id)
-            put(cid, { score, id })
+            put(cid, { score, id }, idle())
           end
         end
       end
@@ -1756,7 +1761,7 @@ function F.audit(a)
           if repair then
             leave_running(id, run, now)
             call('SADD', P .. 'ch', id)
-            put(cid, { score, id })
+            put(cid, { score, id }, idle())
           end
         end
       elseif not find('cfx', fixed_state(id) or 'w', 1, true) and call('EXISTS', mk) > call('SISMEMBER', P .. 'ch', id) then
