@@ -421,6 +421,7 @@ fn describe_metrics() {
     describe_counter!("machinist_jobs_retried_total", "Attempts that failed and are made again, by service.");
     describe_histogram!("machinist_job_wait_seconds", Unit::Seconds, "From when a job could be claimed to its claim.");
     describe_histogram!("machinist_job_duration_seconds", Unit::Seconds, "Attempts, by connector and outcome.");
+    describe_counter!("machinist_job_failures_total", "Attempts that failed, by connector and class of failure.");
     describe_gauge!("machinist_queue_jobs", "Jobs in the queue, by state.");
     describe_gauge!("machinist_worker_slots", "Jobs that the worker may run at once.");
     describe_gauge!("machinist_worker_busy", "Jobs that the worker runs now.");

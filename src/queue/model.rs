@@ -326,6 +326,19 @@ pub enum FailureClass {
     Cancelled,
 }
 
+impl FailureClass {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Retryable => "retryable",
+            Self::Fatal => "fatal",
+            Self::WrongMachine => "wrong_machine",
+            Self::Account => "account",
+            Self::Timeout => "timeout",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Failure {
     pub class: FailureClass,

@@ -4,6 +4,7 @@
 mod event;
 mod event_log;
 mod kind;
+mod label;
 pub mod metrics;
 mod published;
 pub mod script_metrics;
@@ -12,5 +13,6 @@ mod tracing_setup;
 pub use event::{Event, Level, Observed};
 pub use event_log::{EventLog, EventLogReader, Lagged};
 pub use kind::EventKind;
+pub use label::label;
 pub use published::Published;
 pub use tracing_setup::{LogFormat, LogLevel, init_tracing};

@@ -18,7 +18,7 @@ use crate::queue::{
     Broker, BrokerError, Claim, ClaimRequest, Failure, FailureClass, JobId, JobState, Registration, Token,
 };
 use crate::spec::Capabilities;
-use crate::telemetry::{EventLog, Published};
+use crate::telemetry::{EventLog, Published, label};
 
 /// How often a check that fails is made again, and one that holds while the worker waits for jobs.
 const CHECK_FAILING: Duration = Duration::from_secs(2);
@@ -381,7 +381,7 @@ impl Shared {
             },
             _ => Outcome::Failed(panicked("the connector")),
         };
-        let label = match &outcome {
+        let ended = match &outcome {
             Outcome::Completed(_) => "completed",
             Outcome::Released(_) => "released",
             Outcome::Failed(failure) if failure.class == FailureClass::Cancelled => "cancelled",
@@ -389,7 +389,12 @@ impl Shared {
             Outcome::Failed(_) => "failed",
         };
         let connector_name = self.config.connector_name.to_string();
-        histogram!("machinist_job_duration_seconds", "connector" => connector_name, "outcome" => label)
+        if let Outcome::Failed(failure) = &outcome {
+            let class = failure.class.as_str();
+            counter!("machinist_job_failures_total", "connector" => connector_name.clone(), "class" => class)
+                .increment(1);
+        }
+        histogram!("machinist_job_duration_seconds", "connector" => connector_name, "outcome" => ended)
             .record(begun.elapsed().as_secs_f64());
         if let (Outcome::Completed(_), Some(affinity)) = (&outcome, affinity) {
             let mut loaded = lock(&self.loaded);
@@ -406,6 +411,7 @@ impl Shared {
         }
         reporter.flush().await;
         if slot_left {
+            let service = label("machinist_jobs_finished_total", &service);
             counter!("machinist_jobs_finished_total", "service" => service, "outcome" => "completed").increment(1);
         }
         self.deliver(&claim.token, &outcome).await;

@@ -37,6 +37,7 @@ use super::{
 };
 use crate::base::{Name, Timestamp};
 use crate::spec::Capabilities;
+use crate::telemetry::label;
 
 type Result<T> = std::result::Result<T, BrokerError>;
 
@@ -244,12 +245,17 @@ impl Client {
         let service = job.submission.service.to_string();
         match state {
             JobState::Failed => {
+                let service = label("machinist_jobs_finished_total", &service);
                 counter!("machinist_jobs_finished_total", "service" => service, "outcome" => "failed").increment(1);
             }
             JobState::Cancelled => {
+                let service = label("machinist_jobs_finished_total", &service);
                 counter!("machinist_jobs_finished_total", "service" => service, "outcome" => "cancelled").increment(1);
             }
-            JobState::Delayed => counter!("machinist_jobs_retried_total", "service" => service).increment(1),
+            JobState::Delayed => {
+                let service = label("machinist_jobs_retried_total", &service);
+                counter!("machinist_jobs_retried_total", "service" => service).increment(1);
+            }
             _ => {}
         }
         Ok(Some(state))
@@ -633,7 +639,7 @@ impl Broker for Client {
             };
             for (job, submitted) in chunk.iter().zip(&submitted) {
                 if !submitted.duplicate {
-                    let service = job.submission.service.to_string();
+                    let service = label("machinist_jobs_submitted_total", job.submission.service.as_str());
                     counter!("machinist_jobs_submitted_total", "service" => service).increment(1);
                 } else if submitted.id != job.id {
                     self.drop_prepared(job).await;
@@ -1017,7 +1023,7 @@ fn claimed(id: &str, fence: u64, raw: &str, changes: Reply, who: &Registration, 
     let job = Job { progress: None, ..stored.job };
     if job.history.is_empty() {
         let since = job.submission.not_before.map_or(job.submitted, |due| due.max(job.submitted));
-        let service = job.submission.service.to_string();
+        let service = label("machinist_job_wait_seconds", job.submission.service.as_str());
         histogram!("machinist_job_wait_seconds", "service" => service).record(now.since(since).as_secs_f64());
     }
     Ok(Claim { token: Token { job: job.id.clone(), claim: job.claims }, job })
