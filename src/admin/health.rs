@@ -12,7 +12,8 @@ use tokio::sync::oneshot;
 
 use super::extract::Query;
 use super::server::AdminDeps;
-use super::status::{Control, MachineState, MachineStatus};
+use super::status::{Control, HostStatus, MachineState, MachineStatus};
+use crate::host::load;
 use crate::supervisor::{Desired, ServiceState};
 use crate::worker::WorkerState;
 
@@ -145,5 +146,7 @@ pub(super) async fn status(State(deps): State<AdminDeps>) -> Json<MachineStatus>
     if let Ok(Ok(stats)) = tokio::time::timeout(Duration::from_secs(1), deps.broker.stats()).await {
         status.queue = Some(stats);
     }
+    status.gpus = deps.gpus.get().as_ref().clone();
+    status.host = HostStatus { load: load(), levels: deps.levels.get().as_ref().clone() };
     Json(status)
 }

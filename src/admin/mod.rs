@@ -21,6 +21,6 @@ pub use openapi::openapi;
 pub use plan::ReloadPlan;
 pub use server::{AdminDeps, serve};
 pub use status::{
-    Control, ControlReply, GenerationStatus, MachineIdentity, MachineState, MachineStatus, ProbationStatus, Rejection,
-    StartupStep, StepState,
+    Control, ControlReply, GenerationStatus, HostStatus, MachineIdentity, MachineState, MachineStatus, ProbationStatus,
+    Rejection, StartupStep, StepState,
 };

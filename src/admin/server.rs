@@ -20,10 +20,11 @@ use super::route;
 use super::routes::routes;
 use super::status::{Control, ControlReply, MachineStatus};
 use crate::base::Problems;
+use crate::host::{GpusStatus, Level};
 use crate::queue::Broker;
 use crate::settings::Secret;
 use crate::supervisor::SupervisorHandle;
-use crate::telemetry::EventLog;
+use crate::telemetry::{EventLog, Published};
 
 /// What the HTTP API reads and talks to.
 #[derive(Clone)]
@@ -34,6 +35,9 @@ pub struct AdminDeps {
     pub supervisor: SupervisorHandle,
     pub control: mpsc::Sender<Control>,
     pub metrics: PrometheusHandle,
+    pub gpus: Published<GpusStatus>,
+    /// What was in use when it was looked at last.
+    pub levels: Published<Vec<Level>>,
     pub token: Option<Secret>,
     /// The address listened on can be reached from this host only.
     pub loopback: bool,

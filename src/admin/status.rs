@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 
 use super::plan::ReloadPlan;
 use crate::base::{Name, Problems, Timestamp};
+use crate::host::{GpusStatus, Level};
 use crate::queue::QueueStats;
 use crate::spec::Hardware;
 use crate::supervisor::ServiceStatus;
@@ -32,6 +33,21 @@ pub struct MachineStatus {
     pub workers: BTreeMap<Name, WorkerStatus>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub queue: Option<QueueStats>,
+    /// What is known of the GPUs, from the latest look.
+    #[serde(default)]
+    pub gpus: GpusStatus,
+    #[serde(default)]
+    pub host: HostStatus,
+}
+
+/// How the host is, from the latest look.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct HostStatus {
+    /// Processes that run or want to, on average over 1, 5 and 15 minutes.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub load: Option<[f64; 3]>,
+    /// How much of memory, disk, file descriptors and GPU memory is in use: of the container where it is limited.
+    pub levels: Vec<Level>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

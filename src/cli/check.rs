@@ -1,5 +1,6 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args;
 use serde_json::json;
@@ -13,6 +14,9 @@ use crate::host::{self, Identity};
 use crate::machine::{BuildInputs, Generation, build, machine_context};
 use crate::script::{ScriptHost, ScriptHostConfig};
 use crate::settings::load;
+
+/// A driver that does not answer for so long counts as none.
+const GPU_PATIENCE: Duration = Duration::from_secs(15);
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct CheckArgs {
@@ -72,7 +76,8 @@ pub(super) async fn check(dir: &Path, flags: &SettingFlags) -> Result<Result<Gen
     let id = settings.machine.id.clone().or_else(|| Name::new("check").ok());
     let id = id.ok_or_else(|| CliError::internal("no name for the machine"))?;
     let identity = Identity { id, incarnation: 0 };
-    let context = machine_context(&settings, &identity, host::resources(), host::gpus());
+    let gpus = host::gpus(settings.gpu.library.as_deref(), GPU_PATIENCE);
+    let context = machine_context(&settings, &identity, host::resources(), gpus);
     let inputs = BuildInputs { dir: dir.to_owned(), overrides, host, context, running: None };
     Ok(build(&inputs, 1).await.map_err(|refused| refused.problems))
 }

@@ -6,6 +6,7 @@ use serde_json::Value;
 use super::client::Client;
 use super::output::{self, ago, text};
 use super::{CliError, Global};
+use crate::base::ByteSize;
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct EventsArgs {
@@ -80,7 +81,36 @@ pub(super) async fn status(global: &Global) -> Result<ExitCode, CliError> {
         output::line("");
         output::table(&["WORKER", "CONNECTOR", "STATE", "BUSY", "DONE", "FAILED", "REASON"], &workers);
     }
+    let gpus: Vec<Vec<String>> =
+        status["gpus"]["gpus"].as_array().map(|gpus| gpus.iter().map(gpu).collect()).unwrap_or_default();
+    if !gpus.is_empty() {
+        output::line("");
+        output::table(&["GPU", "NAME", "STATE", "BUSY", "MEMORY", "TEMP", "POWER", "REASON"], &gpus);
+    }
+    if let (Some(silent), true) = (status["gpus"]["silent"].as_str(), status["gpus"]["sampling"] == true) {
+        output::line(silent);
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What a GPU does not tell is left open.
+fn gpu(gpu: &Value) -> Vec<String> {
+    let sample = &gpu["sample"];
+    let number = |key: &str, unit: &str, factor: f64| {
+        sample[key].as_f64().map(|value| format!("{:.0}{unit}", value * factor)).unwrap_or_default()
+    };
+    let bytes = |key: &str| sample[key].as_u64().map(|bytes| ByteSize(bytes).to_string());
+    let memory = bytes("memory_used_bytes").zip(bytes("memory_total_bytes"));
+    vec![
+        text(gpu, "index"),
+        text(gpu, "name"),
+        text(gpu, "state"),
+        number("utilization", " %", 100.0),
+        memory.map(|(used, total)| format!("{used} of {total}")).unwrap_or_default(),
+        number("temperature_celsius", " °C", 1.0),
+        number("power_watts", " W", 1.0),
+        gpu["reason"].as_str().unwrap_or_default().to_owned(),
+    ]
 }
 
 fn worker(worker: &Value) -> Vec<String> {

@@ -22,9 +22,12 @@ pub mod ws;
 pub use allocator::{held_by_thread, take_over};
 pub use blobs::{BlobError, BlobRef, BlobStore};
 pub use cgroup::{Cgroup, CgroupLimits, Cgroups, oom_kills};
-pub use gpu::{Gpu, gpus};
+pub use gpu::{
+    EccErrors, Gpu, GpuMonitor, GpuNews, GpuProcess, GpuReading, GpuSample, GpuState, GpuStatus, GpusStatus, Throttle,
+    gpus,
+};
 pub use memory::give_back;
-pub use pressure::{Level, Resource, levels};
+pub use pressure::{Level, Resource, disk_space, levels, load};
 pub use seen::{Mark, Seen};
 pub use signals::{HostSignal, listen};
 pub use state_dir::{Identity, StateDir, StateDirError};

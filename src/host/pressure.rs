@@ -1,12 +1,11 @@
 use std::fmt;
 use std::path::Path;
-use std::sync::OnceLock;
 
 use nix::sys::resource::{Resource as Limit, getrlimit};
-use nvml_wrapper::Nvml;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::gpu::GpuStatus;
 use crate::base::ByteSize;
 
 /// What a machine can run out of.
@@ -51,7 +50,7 @@ impl fmt::Display for Resource {
 }
 
 /// The levels of now; a resource that cannot be read is left out, and of several places the fullest counts. Blocks.
-pub fn levels(state_dir: &Path) -> Vec<Level> {
+pub fn levels(state_dir: &Path, gpus: &[GpuStatus]) -> Vec<Level> {
     let fullest = |resource: Resource, found: Vec<(u64, u64, String)>| {
         let levels = found.into_iter().filter(|(_, total, _)| *total > 0).map(|(used, total, detail)| {
             #[expect(clippy::cast_precision_loss, reason = "a share needs no exact bytes")]
@@ -67,11 +66,18 @@ pub fn levels(state_dir: &Path) -> Vec<Level> {
         fullest(Resource::Memory, memory),
         fullest(Resource::Disk, disk),
         fullest(Resource::Files, files),
-        fullest(Resource::GpuMemory, gpu_memory()),
+        fullest(Resource::GpuMemory, gpus.iter().filter_map(gpu_memory).collect()),
     ]
     .into_iter()
     .flatten()
     .collect()
+}
+
+/// Processes that run or want to, on average over 1, 5 and 15 minutes.
+pub fn load() -> Option<[f64; 3]> {
+    let text = std::fs::read_to_string("/proc/loadavg").ok()?;
+    let numbers: Vec<f64> = text.split_ascii_whitespace().take(3).filter_map(|number| number.parse().ok()).collect();
+    numbers.try_into().ok()
 }
 
 fn bytes(what: &str, used: u64, total: u64) -> (u64, u64, String) {
@@ -113,12 +119,16 @@ fn host_memory() -> Option<(u64, u64, String)> {
 }
 
 fn disk(path: &Path) -> Option<(u64, u64, String)> {
+    let (total, free) = disk_space(path)?;
+    Some(bytes(&format!("on the disk of {}", path.display()), total - free, total))
+}
+
+/// The bytes of the file system that `path` lies on, and those that are free. What only root may use is not there for others.
+pub fn disk_space(path: &Path) -> Option<(u64, u64)> {
     let stat = nix::sys::statvfs::statvfs(path).ok()?;
     let block = stat.fragment_size();
-    // What only root may use is not there for others.
-    let total = (stat.blocks() - stat.blocks_free() + stat.blocks_available()) * block;
-    let used = (stat.blocks() - stat.blocks_free()) * block;
-    Some(bytes(&format!("on the disk of {}", path.display()), used, total))
+    let free = stat.blocks_available() * block;
+    Some(((stat.blocks() - stat.blocks_free()) * block + free, free))
 }
 
 fn own_files() -> Option<(u64, u64, String)> {
@@ -134,16 +144,10 @@ fn host_files() -> Option<(u64, u64, String)> {
     Some((open, limit, format!("{open} of the host's {limit} open files")))
 }
 
-fn gpu_memory() -> Vec<(u64, u64, String)> {
-    static NVML: OnceLock<Option<Nvml>> = OnceLock::new();
-    let Some(nvml) = NVML.get_or_init(|| Nvml::init().ok()) else { return Vec::new() };
-    let count = nvml.device_count().unwrap_or(0);
-    let memory = |index| {
-        let device = nvml.device_by_index(index).ok()?;
-        let info = device.memory_info().ok()?;
-        Some(bytes(&format!("of GPU {index}'s memory"), info.used, info.total))
-    };
-    (0..count).filter_map(memory).collect()
+fn gpu_memory(status: &GpuStatus) -> Option<(u64, u64, String)> {
+    let sample = status.sample.as_ref()?;
+    let (used, total) = (sample.memory_used_bytes?, sample.memory_total_bytes?);
+    Some(bytes(&format!("of GPU {}'s memory", status.gpu.index), used, total))
 }
 
 fn number(path: &Path) -> Option<u64> {
@@ -156,7 +160,7 @@ mod tests {
 
     #[test]
     fn this_host_has_levels() {
-        let levels = levels(Path::new("/tmp"));
+        let levels = levels(Path::new("/tmp"), &[]);
         for resource in [Resource::Memory, Resource::Disk, Resource::Files] {
             let level = levels.iter().find(|level| level.resource == resource).unwrap();
             assert!((0.0..=1.0).contains(&level.used), "{level:?}");

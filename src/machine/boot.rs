@@ -13,6 +13,7 @@ use super::event::{Asker, Event, ReloadCause, StopCause};
 use super::event_hook::call_on_event;
 use super::events::LeftoversKilled;
 use super::generation::{BuildInputs, Generation, build};
+use super::gpus::{GpuChange, GpuTask, GpuWatch};
 use super::handle::{Limits, Machine};
 use super::perform::{Performer, record_success, watched};
 use super::publish::Publisher;
@@ -24,16 +25,20 @@ use super::workers::Workers;
 use crate::admin::{AdminDeps, Control, MachineIdentity, serve};
 use crate::base::{Problems, Timestamp};
 use crate::host::process::{Processes, kill_leftovers};
-use crate::host::{self, BlobStore, FileWatcher, HostSignal, Identity, StateDir, StateDirError};
+use crate::host::{
+    self, BlobStore, FileWatcher, GpuMonitor, GpuNews, GpusStatus, HostSignal, Identity, StateDir, StateDirError,
+};
 use crate::queue::{self, Broker, BrokerError, QueueConfig, WebhookSender};
 use crate::script::{MachineContext, ScriptHost, ScriptHostConfig};
-use crate::settings::{Overrides, QueueBackend, Settings};
+use crate::settings::{GpuSettings, Overrides, QueueBackend, Settings};
 use crate::spec::{Hardware, LogFileFormat};
 use crate::supervisor::{StartMode, Supervisor, SupervisorConfig, SupervisorHandle};
-use crate::telemetry::{EventLog, LogFormat, LogLevel, metrics};
+use crate::telemetry::{EventLog, LogFormat, LogLevel, Published, metrics};
 
 /// Events kept for readers that come late.
 const EVENTS_KEPT: usize = 10_000;
+/// How long a start waits for a driver that does not answer; the machine has no GPUs then.
+const GPU_PATIENCE: Duration = Duration::from_secs(15);
 /// What leftovers of an earlier life get to end by themselves.
 const LEFTOVER_GRACE: Duration = Duration::from_secs(3);
 
@@ -70,7 +75,11 @@ pub async fn run(
     let mark_prefix = format!("{}/{}", identity.id, identity.incarnation);
     let processes =
         Processes::start(&mark_prefix).map_err(|cause| MachineError::System { what: "the reaper", cause })?;
-    let (resources, gpus) = timeline.step("hardware", || Ok::<_, MachineError>((host::resources(), host::gpus())))?;
+    timeline.begin("hardware");
+    let resources = host::resources();
+    let found = FoundGpus::look(&settings.gpu).await?;
+    let gpus = found.watch.gpus();
+    timeline.end("hardware", None);
     let hardware = hardware(resources, &gpus);
 
     let broker = timeline.step("queue", || open_queue(&settings))?;
@@ -91,6 +100,7 @@ pub async fn run(
     .map_err(|cause| MachineError::System { what: "the supervisor", cause })?;
 
     let publisher = Publisher::new(machine_identity(&settings, &identity, hardware), timeline.clone());
+    let levels = Published::default();
     let (control, controls) = mpsc::channel(16);
     let shutdown = CancellationToken::new();
     let address = settings.http.listen;
@@ -104,6 +114,8 @@ pub async fn run(
         supervisor: supervisor.clone(),
         control,
         metrics: metrics.clone(),
+        gpus: found.status.clone(),
+        levels: levels.clone(),
         token: settings.http.token.clone(),
         loopback: bound.ip().is_loopback(),
         shutdown: shutdown.clone(),
@@ -125,7 +137,7 @@ pub async fn run(
         dir: dir.to_owned(),
         overrides,
         host: script_host,
-        context: machine_context(&settings, &identity, resources, gpus),
+        context: machine_context(&settings, &identity, resources, gpus.clone()),
         running: Some(Arc::clone(&settings)),
     };
     timeline.begin("script");
@@ -152,7 +164,8 @@ pub async fn run(
     let (sender, receiver) = mpsc::unbounded_channel();
     let tracker = TaskTracker::new();
     let lease = settings.queue.lease.get();
-    let workers = Workers::new(identity, hardware, Arc::clone(&broker), events.clone(), tracker.clone(), lease);
+    let workers =
+        Workers::new(identity, hardware, Arc::clone(&broker), events.clone(), tracker.clone(), lease, gpus.clone());
     let stop = CancellationToken::new();
     let (debounce, poll) = (settings.reload.debounce.get(), settings.reload.poll.get());
     let watcher = FileWatcher::start(watched(&generation.seen), debounce, poll, stop.clone());
@@ -174,14 +187,25 @@ pub async fn run(
         queue: None,
         startup_cancel: CancellationToken::new(),
         resources: watch::Sender::new(settings.resources.clone()),
+        xid_hold: watch::Sender::new(settings.gpu.xid_hold.get()),
         log_level,
         exit_code: None,
     };
     tracker.spawn(call_on_event(events.clone(), program_receiver, stop.clone()));
     tracker.spawn(watch_services(supervisor.clone(), sender.clone(), stop.clone()));
-    let resources =
-        resources::watch(performer.resources.subscribe(), settings.state_dir.clone(), sender.clone(), stop.clone());
+    let gpu_status = found.status.clone();
+    let resources = resources::watch(
+        performer.resources.subscribe(),
+        settings.state_dir.clone(),
+        gpu_status,
+        levels,
+        sender.clone(),
+        stop.clone(),
+    );
     tracker.spawn(resources);
+    let (gpu_task, gpu_changes, gpu_monitor) =
+        found.task(performer.xid_hold.subscribe(), events.clone(), sender.clone(), stop.clone());
+    tracker.spawn(gpu_task.run(gpu_changes));
     supervisor.set_hooks(Arc::new(ScriptHooks { program: performer.program.subscribe() }));
     let (stats, stats_receiver) = watch::channel(None);
     tracker.spawn(watch_unmatched(Arc::clone(&broker), events.clone(), stats_receiver.clone(), stop.clone()));
@@ -194,6 +218,7 @@ pub async fn run(
     let exit_code = event_loop(Machine::new(limits), &mut performer, inputs).await;
 
     stop.cancel();
+    drop(gpu_monitor);
     tracker.close();
     // Whoever watches sees the last state; then the server ends.
     let _ = tokio::time::timeout(Duration::from_secs(2), tracker.wait()).await;
@@ -201,6 +226,44 @@ pub async fn run(
     let _ = tokio::time::timeout(Duration::from_secs(3), server).await;
     drop(state_dir);
     Ok(exit_code)
+}
+
+/// The GPUs at the start, and what hears of them from then on.
+struct FoundGpus {
+    monitor: GpuMonitor,
+    news: mpsc::UnboundedReceiver<GpuNews>,
+    watch: GpuWatch,
+    changes: Vec<GpuChange>,
+    status: Published<GpusStatus>,
+}
+
+impl FoundGpus {
+    async fn look(settings: &GpuSettings) -> Result<Self, MachineError> {
+        let (tell, mut news) = mpsc::unbounded_channel();
+        let tell = move |heard| {
+            // Nobody listens any more at the machine's end.
+            let _ = tell.send(heard);
+        };
+        let monitor = GpuMonitor::start(settings.library.clone(), settings.every.get(), tell)
+            .map_err(|cause| MachineError::System { what: "the thread that looks at GPUs", cause })?;
+        let mut watch = GpuWatch::new(settings.every.get(), settings.xid_hold.get(), Instant::now());
+        let first = tokio::time::timeout(GPU_PATIENCE, news.recv()).await.ok().flatten();
+        let mut changes = first.map(|news| watch.handle(news, Timestamp::now(), Instant::now())).unwrap_or_default();
+        changes.extend(watch.tick(Instant::now()));
+        let status = Published::new(watch.status());
+        Ok(Self { monitor, news, watch, changes, status })
+    }
+
+    fn task(
+        self,
+        hold: watch::Receiver<Duration>,
+        events: EventLog,
+        sender: mpsc::UnboundedSender<Event>,
+        stop: CancellationToken,
+    ) -> (GpuTask, Vec<GpuChange>, GpuMonitor) {
+        let Self { monitor, news, watch, changes, status } = self;
+        (GpuTask { watch, news, hold, status, events, sender, stop }, changes, monitor)
+    }
 }
 
 struct LoopInputs {

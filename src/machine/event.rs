@@ -8,7 +8,7 @@ use super::handle::Limits;
 use super::probation::Trial;
 use crate::admin::ControlReply;
 use crate::base::Name;
-use crate::host::Level;
+use crate::host::{Gpu, Level};
 use crate::supervisor::ServicesStatus;
 use crate::worker::WorkerStatus;
 
@@ -23,6 +23,8 @@ pub enum Event {
     Queue(Result<(), String>),
     /// What is short now; nothing when nothing is.
     Resources(Vec<Level>),
+    /// The GPUs that are not to be used now.
+    Gpus(Vec<WithdrawnGpu>),
     /// The `recover` hook is called for what is short.
     RecoveryBegun,
     /// It has returned.
@@ -45,6 +47,16 @@ pub enum Event {
     ServicesStopped,
     /// The time asked for with [`super::handle::Machine::next_deadline`] has come.
     Deadline,
+}
+
+/// A GPU that gets no jobs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WithdrawnGpu {
+    pub gpu: Gpu,
+    /// It does not answer: nothing that needs it can run.
+    pub lost: bool,
+    /// One sentence, with its name.
+    pub why: String,
 }
 
 /// Somebody who asked for a reload.

@@ -2,6 +2,7 @@ use metrics::{counter, gauge};
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use super::gpu_events;
 use super::unmatched::JobsUnmatched;
 use crate::admin::MachineState;
 use crate::base::Problems;
@@ -11,7 +12,7 @@ use crate::telemetry::{EventKind, Level, Observed};
 
 /// Every kind of event that comes from here.
 pub fn event_kinds() -> Vec<EventKind> {
-    vec![
+    let mut kinds = vec![
         EventKind::of::<StateChanged>(),
         EventKind::of::<StartupComplete>(),
         EventKind::of::<ReloadCommitted>(),
@@ -23,7 +24,9 @@ pub fn event_kinds() -> Vec<EventKind> {
         EventKind::of::<HookFailed>(),
         EventKind::of::<EventsSkipped>(),
         EventKind::of::<JobsUnmatched>(),
-    ]
+    ];
+    kinds.extend(gpu_events::event_kinds());
+    kinds
 }
 
 /// The machine as a whole is in another state.

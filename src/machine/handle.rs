@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::event::{Asker, Event, ReloadCause, StopCause};
+use super::event::{Asker, Event, ReloadCause, StopCause, WithdrawnGpu};
 use super::generation::{Generation, Refused};
 use super::probation::{Fault, Probation, Trial, Verdict};
 use crate::admin::{ControlReply, MachineState};
@@ -155,6 +155,8 @@ pub enum Effect {
         to: MachineState,
         reason: Option<String>,
     },
+    /// Workers claim nothing for these GPUs, services wait for those that are lost; all others are there to be used.
+    WithdrawGpus(Vec<WithdrawnGpu>),
     /// Workers claim no jobs for this reason, or claim again.
     HoldWorkers(Option<String>),
     /// Tell what is short, and call the `recover` hook where there is one.
@@ -203,6 +205,7 @@ impl Machine {
                 self.queue_lost = Some(QueueLost { since, why, tried_again });
             }
             Event::Resources(levels) => self.resources(levels, now, &mut effects),
+            Event::Gpus(withdrawn) => effects.push(Effect::WithdrawGpus(withdrawn)),
             Event::RecoveryBegun => {
                 if let Some(shortage) = &mut self.shortage {
                     shortage.recovering = true;
@@ -513,6 +516,8 @@ fn summarize(status: &ServicesStatus) -> ServicesSummary {
             service.state,
             ServiceState::Failed | ServiceState::Backoff | ServiceState::CrashLoop | ServiceState::Unready
         );
+        // It waits for what no restart brings back.
+        let down = down || service.held.is_some();
         summary.coming_back &= !down;
         if down || coming_back {
             let what = format!("service {} is {}: {detail}", service.name, service.state);

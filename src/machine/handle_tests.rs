@@ -24,6 +24,7 @@ fn service(name: &str, state: ServiceState, critical: bool, exit: Option<Exit>) 
         last_exit: exit,
         reason: Some("because".into()),
         critical,
+        held: None,
         says: None,
         detached: Vec::new(),
         next_run: None,

@@ -8,6 +8,8 @@ mod event;
 mod event_hook;
 mod events;
 mod generation;
+mod gpu_events;
+mod gpus;
 mod handle;
 mod perform;
 mod plan;

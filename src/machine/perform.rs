@@ -6,7 +6,7 @@ use metrics::gauge;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::event::{Asker, Event, ReloadCause};
+use super::event::{Asker, Event, ReloadCause, WithdrawnGpu};
 use super::events::{
     HookFailed, ReloadCommitted, ReloadPassed, ReloadRejected, ReloadRolledBack, ResourceShort, StartupComplete,
     StateChanged,
@@ -24,8 +24,8 @@ use crate::host::{FileWatcher, Known, Level, Watched, give_back};
 use crate::queue::QueueStats;
 use crate::script::ConnectorProgram;
 use crate::settings::ResourceSettings;
-use crate::spec::{Change, Diff, ProbeTarget, ServiceChange};
-use crate::supervisor::{LogFilter, StartMode, SupervisorHandle};
+use crate::spec::{Change, Diff, GpuRef, ProbeTarget, ServiceChange};
+use crate::supervisor::{LogFilter, LostGpu, StartMode, SupervisorHandle};
 use crate::telemetry::{EventLog, LogLevel};
 use crate::worker::WorkerState;
 
@@ -58,6 +58,7 @@ pub(super) struct Performer {
     pub queue: Option<QueueStats>,
     pub startup_cancel: CancellationToken,
     pub resources: watch::Sender<ResourceSettings>,
+    pub xid_hold: watch::Sender<Duration>,
     pub log_level: LogLevel,
     pub exit_code: Option<u8>,
 }
@@ -96,6 +97,7 @@ impl Performer {
                     self.startup_cancel.cancel();
                 }
             }
+            Effect::WithdrawGpus(withdrawn) => self.withdraw_gpus(withdrawn),
             Effect::HoldWorkers(why) => self.workers.hold(why, &self.current.spec, &self.supervisor.status()),
             Effect::Recover(levels) => self.recover(levels),
             Effect::DrainWorkers { deadline } => self.drain_workers(deadline),
@@ -107,6 +109,16 @@ impl Performer {
     pub fn publish(&mut self, machine: &Machine) {
         let services = self.supervisor.status();
         self.publisher.publish(machine, &services, self.workers.status(), self.queue.clone());
+    }
+
+    fn withdraw_gpus(&mut self, withdrawn: Vec<WithdrawnGpu>) {
+        let lost = withdrawn.iter().filter(|gpu| gpu.lost);
+        let lost = lost.map(|WithdrawnGpu { gpu, why, .. }| LostGpu {
+            gpu: GpuRef { index: gpu.index, uuid: gpu.uuid.clone() },
+            why: why.clone(),
+        });
+        self.supervisor.hold_for(lost.collect());
+        self.workers.withdraw(withdrawn, &self.current, &self.supervisor.status());
     }
 
     fn recover(&self, levels: Vec<Level>) {
@@ -287,6 +299,7 @@ impl Performer {
             current.clone_from(&settings.resources);
             differs
         });
+        self.xid_hold.send_replace(settings.gpu.xid_hold.get());
         self.current = Arc::clone(generation);
         self.publisher.committed(generation);
         let revision = self.supervisor.apply(Arc::clone(&generation.spec), mode);

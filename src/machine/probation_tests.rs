@@ -21,6 +21,7 @@ fn status(state: ServiceState) -> ServiceStatus {
         last_exit: None,
         reason: Some("because".into()),
         critical: false,
+        held: None,
         says: None,
         detached: Vec::new(),
         next_run: None,

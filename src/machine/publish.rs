@@ -6,8 +6,9 @@ use super::generation::Generation;
 use super::handle::Machine;
 use super::probation::Probation;
 use super::startup::Timeline;
-use crate::admin::{GenerationStatus, MachineIdentity, MachineStatus, Rejection};
+use crate::admin::{GenerationStatus, HostStatus, MachineIdentity, MachineStatus, Rejection};
 use crate::base::{Name, Timestamp};
+use crate::host::GpusStatus;
 use crate::queue::QueueStats;
 use crate::supervisor::ServicesStatus;
 use crate::telemetry::Published;
@@ -44,6 +45,8 @@ impl Publisher {
             services: BTreeMap::new(),
             workers: BTreeMap::new(),
             queue: None,
+            gpus: GpusStatus::default(),
+            host: HostStatus::default(),
         };
         Self { identity, timeline, status: Published::new(status), generation, since: now }
     }
@@ -90,6 +93,9 @@ impl Publisher {
             services: services.services.clone(),
             workers,
             queue,
+            // Filled in for whoever reads, so that a look every few seconds is no news.
+            gpus: GpusStatus::default(),
+            host: HostStatus::default(),
         });
     }
 }

@@ -7,8 +7,9 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::event::Event;
-use crate::host::{Level, Resource, levels};
+use crate::host::{GpusStatus, Level, Resource, levels};
 use crate::settings::ResourceSettings;
+use crate::telemetry::Published;
 
 /// While something is short it is said again so often, so that recovery is tried again.
 const REMIND: Duration = Duration::from_secs(60);
@@ -62,6 +63,8 @@ fn high_mark(settings: &ResourceSettings, resource: Resource) -> f64 {
 pub(super) async fn watch(
     mut changes: watch::Receiver<ResourceSettings>,
     state_dir: PathBuf,
+    gpus: Published<GpusStatus>,
+    published: Published<Vec<Level>>,
     sender: mpsc::UnboundedSender<Event>,
     stop: CancellationToken,
 ) {
@@ -69,20 +72,13 @@ pub(super) async fn watch(
     let mut known: Vec<Resource> = Vec::new();
     let mut said = tokio::time::Instant::now();
     loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            Ok(()) = changes.changed() => {
-                gauge.settings = changes.borrow_and_update().clone();
-                continue;
-            }
-            () = tokio::time::sleep(gauge.settings.every.get()) => {}
-        }
-        let dir = state_dir.clone();
-        let Ok(levels) = tokio::task::spawn_blocking(move || levels(&dir)).await else { continue };
+        let (dir, gpus) = (state_dir.clone(), gpus.get());
+        let levels = tokio::task::spawn_blocking(move || levels(&dir, &gpus.gpus)).await.unwrap_or_default();
         for level in &levels {
             gauge!("machinist_resource_used_ratio", "resource" => level.resource.as_str()).set(level.used);
         }
         let short = gauge.sample(&levels);
+        published.set(levels);
         let resources: Vec<Resource> = short.iter().map(|level| level.resource).collect();
         if resources != known || (!resources.is_empty() && said.elapsed() >= REMIND) {
             known = resources;
@@ -90,6 +86,13 @@ pub(super) async fn watch(
             if sender.send(Event::Resources(short)).is_err() {
                 return;
             }
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            Ok(()) = changes.changed() => {
+                gauge.settings = changes.borrow_and_update().clone();
+            }
+            () = tokio::time::sleep(gauge.settings.every.get()) => {}
         }
     }
 }

@@ -5,12 +5,13 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 use tokio_util::task::TaskTracker;
 
+use super::event::WithdrawnGpu;
 use super::generation::Generation;
 use crate::base::Name;
-use crate::host::Identity;
+use crate::host::{Gpu, Identity};
 use crate::queue::{Broker, Registration};
 use crate::script::ConnectorContext;
-use crate::spec::{Capabilities, Hardware, Kind, MachineSpec, WorkerSpec};
+use crate::spec::{Capabilities, GpuRef, Hardware, Kind, MachineSpec, WorkerSpec};
 use crate::supervisor::{ServiceState, ServicesStatus};
 use crate::telemetry::EventLog;
 use crate::worker::{Connector, Readiness, Worker, WorkerConfig, WorkerHandle, WorkerStatus};
@@ -34,6 +35,9 @@ pub(super) struct Workers {
     changed: Arc<Notify>,
     /// Why no worker may claim now.
     held: Option<String>,
+    gpus: Vec<Gpu>,
+    /// GPUs that get no jobs.
+    withdrawn: Vec<WithdrawnGpu>,
 }
 
 struct Running {
@@ -52,6 +56,7 @@ impl Workers {
         events: EventLog,
         tracker: TaskTracker,
         lease: Duration,
+        gpus: Vec<Gpu>,
     ) -> Self {
         let incarnation = format!("{}-{}", identity.incarnation, uuid::Uuid::new_v4().simple());
         Self {
@@ -66,6 +71,8 @@ impl Workers {
             started: 0,
             changed: Arc::default(),
             held: None,
+            gpus,
+            withdrawn: Vec::new(),
         }
     }
 
@@ -184,7 +191,7 @@ impl Workers {
             machine: self.identity.id.clone(),
             worker: worker.name.clone(),
             pool: generation.settings.machine.pool.clone(),
-            hardware: worker.hardware.unwrap_or(self.hardware),
+            hardware: self.what_is_left_of(worker.hardware.unwrap_or(self.hardware)),
             models: worker.models.clone(),
             labels,
             deny_customers: worker.deny_customers.clone(),
@@ -198,13 +205,61 @@ impl Workers {
         self.services_changed(spec, services);
     }
 
+    /// Lets no worker claim jobs for these GPUs, and gives back those that were withdrawn before.
+    pub fn withdraw(&mut self, withdrawn: Vec<WithdrawnGpu>, generation: &Generation, services: &ServicesStatus) {
+        self.withdrawn = withdrawn;
+        let names: Vec<Name> = self.running.keys().cloned().collect();
+        for name in names {
+            let Some(worker) = generation.spec.worker(&name) else { continue };
+            let capabilities = self.capabilities(generation, worker);
+            if let Some(running) = self.running.get_mut(&name).filter(|running| running.capabilities != capabilities) {
+                running.handle.set_capabilities(capabilities.clone());
+                running.capabilities = capabilities;
+            }
+        }
+        self.services_changed(&generation.spec, services);
+    }
+
+    /// Without the GPUs that are withdrawn.
+    fn what_is_left_of(&self, hardware: Hardware) -> Hardware {
+        if self.withdrawn.is_empty() {
+            return hardware;
+        }
+        let withdrawn = |gpu: &&Gpu| self.withdrawn.iter().any(|withdrawn| withdrawn.gpu.uuid == gpu.uuid);
+        let left: Vec<&Gpu> = self.gpus.iter().filter(|gpu| !withdrawn(gpu)).collect();
+        let smallest = left.iter().map(|gpu| gpu.memory_gb).reduce(f64::min).unwrap_or(0.0);
+        Hardware {
+            gpu_count: hardware.gpu_count.min(u32::try_from(left.len()).unwrap_or(u32::MAX)),
+            // What is left may be larger than what was the smallest.
+            gpu_memory_gb: if hardware == self.hardware { smallest } else { hardware.gpu_memory_gb.min(smallest) },
+            ..hardware
+        }
+    }
+
+    /// Why a worker may not claim: a service that it needs is pinned to a GPU that is withdrawn.
+    fn withdrawn_gpu(&self, worker: &WorkerSpec, spec: &MachineSpec) -> Option<String> {
+        if self.withdrawn.is_empty() {
+            return None;
+        }
+        worker.needs.iter().find_map(|need| {
+            let mut entries = spec.service(need)?.gpus();
+            let means = |withdrawn: &&WithdrawnGpu, entry: &str| {
+                let gpu = GpuRef { index: withdrawn.gpu.index, uuid: withdrawn.gpu.uuid.clone() };
+                gpu.is_meant_by(entry)
+            };
+            let found = entries.find_map(|entry| self.withdrawn.iter().find(|withdrawn| means(withdrawn, entry)))?;
+            Some(format!("{need}: {}", found.why))
+        })
+    }
+
     /// Tells each worker whether what it needs is ready.
     pub fn services_changed(&self, spec: &MachineSpec, services: &ServicesStatus) {
         let setup = spec.services.iter().filter(|service| service.kind == Kind::Setup).map(|service| &service.name);
         let setup = first_not_ready(setup, services);
         for running in self.running.values() {
             let needs = first_not_ready(running.spec.needs.iter(), services);
-            let readiness = self.held.clone().or_else(|| setup.clone()).or(needs).map_or(Ok(()), Err);
+            let gpu = self.withdrawn_gpu(&running.spec, spec);
+            let readiness = self.held.clone().or_else(|| setup.clone()).or(gpu).or(needs).map_or(Ok(()), Err);
             running.ready.send_if_modified(|current| {
                 let changed = *current != readiness;
                 current.clone_from(&readiness);

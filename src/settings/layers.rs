@@ -1,18 +1,19 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::document::{read_toml, read_yaml};
 use super::model::{
-    BlobSettings, ConnectorSettings, HttpSettings, LogSettings, MachineSettings, QueueBackend, QueueSettings,
-    ReloadSettings, ResourceSettings, Settings, ShutdownSettings,
+    BlobSettings, ConnectorSettings, GpuSettings, HttpSettings, LogSettings, MachineSettings, QueueBackend,
+    QueueSettings, ReloadSettings, ResourceSettings, Settings, ShutdownSettings,
 };
 use super::origin::{Leaf, Origin, Tree};
 use super::{RedisAddress, Secret};
-use crate::base::{Name, Problem, Problems, SourceText, did_you_mean};
+use crate::base::{Name, Problem, Problems, Seconds, SourceText, did_you_mean};
 use crate::spec::{FieldProblem, Fields};
 
 const DEFAULTS: &str = include_str!("defaults.toml");
@@ -327,6 +328,17 @@ fn read_settings(dir: &Path, value: &Value, reader: &mut Reader<'_>) -> Option<S
             give_up_after: give_up_after?,
         })
     });
+    let gpu = reader.section(&mut root, "gpu", |reader, fields| {
+        let library = text(fields, reader, "gpu", "library").map(PathBuf::from);
+        let every = reader.get::<Seconds>(fields, "gpu", "every");
+        let xid_hold = reader.get(fields, "gpu", "xid_hold");
+        let dcgm_names = reader.get(fields, "gpu", "dcgm_names");
+        if every.is_some_and(|every| every.get() < Duration::from_millis(100)) {
+            fields.wrong("every", "must be at least 100ms");
+            return None;
+        }
+        Some(GpuSettings { library, every: every?, xid_hold: xid_hold?, dcgm_names: dcgm_names? })
+    });
     let shutdown = reader.section(&mut root, "shutdown", |reader, fields| {
         Some(ShutdownSettings { grace: reader.get(fields, "shutdown", "grace")? })
     });
@@ -350,6 +362,7 @@ fn read_settings(dir: &Path, value: &Value, reader: &mut Reader<'_>) -> Option<S
         reload: reload?,
         shutdown: shutdown?,
         resources: resources?,
+        gpu: gpu?,
         log: log?,
         vars: vars?,
         connectors,

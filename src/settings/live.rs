@@ -14,7 +14,7 @@ type Same = fn(&Settings, &Settings) -> bool;
 
 /// Every setting, and whether a running machine takes it over.
 #[rustfmt::skip]
-const SETTINGS: [(&str, bool, Same); 33] = [
+const SETTINGS: [(&str, bool, Same); 37] = [
     ("state_dir", false, |old, new| old.state_dir == new.state_dir),
     ("scripts_dir", false, |old, new| old.scripts_dir == new.scripts_dir),
     ("machine.id", false, |old, new| old.machine.id == new.machine.id),
@@ -43,6 +43,10 @@ const SETTINGS: [(&str, bool, Same); 33] = [
     ("resources.every", true, |old, new| old.resources.every == new.resources.every),
     ("resources.samples", true, |old, new| old.resources.samples == new.resources.samples),
     ("resources.give_up_after", true, |old, new| old.resources.give_up_after == new.resources.give_up_after),
+    ("gpu.library", false, |old, new| old.gpu.library == new.gpu.library),
+    ("gpu.every", false, |old, new| old.gpu.every == new.gpu.every),
+    ("gpu.xid_hold", true, |old, new| old.gpu.xid_hold == new.gpu.xid_hold),
+    ("gpu.dcgm_names", false, |old, new| old.gpu.dcgm_names == new.gpu.dcgm_names),
     ("log.format", false, |old, new| old.log.format == new.log.format),
     ("log.level", true, |old, new| old.log.level == new.log.level),
     ("log.services", false, |old, new| old.log.services == new.log.services),
@@ -95,6 +99,7 @@ mod tests {
             "http.listen" => "\"127.0.0.1:1\"",
             "log.format" => "\"json\"",
             "log.services" => "false",
+            "gpu.dcgm_names" => "true",
             "machine.workers" | "resources.samples" => "7",
             _ if key.starts_with("resources.") && !key.ends_with("every") && !key.ends_with("after") => "0.123",
             "queue.lease"
@@ -104,6 +109,8 @@ mod tests {
             | "reload.probation"
             | "shutdown.grace"
             | "resources.every"
+            | "gpu.every"
+            | "gpu.xid_hold"
             | "resources.give_up_after" => "\"7s\"",
             _ => "\"/other\"",
         };

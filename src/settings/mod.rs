@@ -12,8 +12,8 @@ mod secret;
 pub use layers::{Overrides, load, machine_files};
 pub use live::SettingChange;
 pub use model::{
-    BlobSettings, ConnectorSettings, HttpSettings, LogSettings, MachineSettings, QueueBackend, QueueSettings,
-    ReloadSettings, ResourceSettings, Settings, ShutdownSettings,
+    BlobSettings, ConnectorSettings, GpuSettings, HttpSettings, LogSettings, MachineSettings, QueueBackend,
+    QueueSettings, ReloadSettings, ResourceSettings, Settings, ShutdownSettings,
 };
 pub use origin::{Leaf, Origin, Tree};
 pub use redis_address::{RedisAddress, RedisNodes};

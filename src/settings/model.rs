@@ -23,6 +23,7 @@ pub struct Settings {
     pub reload: ReloadSettings,
     pub shutdown: ShutdownSettings,
     pub resources: ResourceSettings,
+    pub gpu: GpuSettings,
     pub log: LogSettings,
     pub vars: Map<String, Value>,
     pub connectors: BTreeMap<Name, ConnectorSettings>,
@@ -96,6 +97,16 @@ pub struct ResourceSettings {
     pub hysteresis: f64,
     /// Zero: never.
     pub give_up_after: Seconds,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct GpuSettings {
+    /// None: the one that the loader finds.
+    pub library: Option<PathBuf>,
+    pub every: Seconds,
+    /// Zero: no GPU is withheld for an Xid error.
+    pub xid_hold: Seconds,
+    pub dcgm_names: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]

@@ -12,6 +12,15 @@ pub struct GpuRef {
     pub uuid: String,
 }
 
+impl GpuRef {
+    /// Whether an entry of `CUDA_VISIBLE_DEVICES` means this GPU: its index, its uuid, or the beginning of its uuid, as CUDA
+    /// takes them.
+    pub fn is_meant_by(&self, entry: &str) -> bool {
+        let entry = entry.trim();
+        entry.parse() == Ok(self.index) || (entry.len() > "GPU-".len() && self.uuid.starts_with(entry))
+    }
+}
+
 /// Turns every service with `instances: N` or `instances: "per_gpu"` into N services `NAME-0`, `NAME-1`, ... In their
 /// texts `{instance}`, `{port}` (its first port), and per GPU `{gpu}` and `{gpu_uuid}` are replaced; its ports count up by
 /// the number of the instance; `MACHINIST_INSTANCE`, and per GPU `CUDA_VISIBLE_DEVICES`, are in its environment. Who needs
@@ -128,6 +137,26 @@ fn expand_needs(value: &mut Value, groups: &BTreeMap<String, Vec<String>>) {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn a_gpu_is_meant_by_its_index_and_its_uuid() {
+        let gpu = GpuRef { index: 1, uuid: "GPU-ab12".to_owned() };
+        for (entry, meant) in [
+            ("1", true),
+            (" 1 ", true),
+            ("GPU-ab12", true),
+            ("GPU-a", true),
+            ("GPU-", false),
+            ("", false),
+            ("0", false),
+            ("11", false),
+            ("GPU-b", false),
+            ("GPU-ab123", false),
+            ("all", false),
+        ] {
+            assert_eq!(gpu.is_meant_by(entry), meant, "{entry:?}");
+        }
+    }
 
     #[test]
     fn a_template_becomes_one_service_per_gpu() {

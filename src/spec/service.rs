@@ -107,6 +107,12 @@ impl Default for LogLimits {
 }
 
 impl ServiceSpec {
+    /// The GPUs that it is pinned to, as it names them.
+    pub fn gpus(&self) -> impl Iterator<Item = &str> {
+        let visible = self.env.get("CUDA_VISIBLE_DEVICES").into_iter().flat_map(|text| text.split(','));
+        visible.map(str::trim).filter(|gpu| !gpu.is_empty())
+    }
+
     /// Reads the map at `index` of what `services(m)` returned.
     pub fn read(index: usize, value: &Value) -> (Option<Self>, Vec<FieldProblem>) {
         let mut fields = match Fields::new(format!("services[{index}]"), value) {

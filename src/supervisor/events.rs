@@ -19,6 +19,7 @@ pub fn event_kinds() -> Vec<EventKind> {
         EventKind::of::<StraysEnded>(),
         EventKind::of::<LimitExceeded>(),
         EventKind::of::<DrainFailed>(),
+        EventKind::of::<ServiceHeld>(),
     ]
 }
 
@@ -247,5 +248,25 @@ impl Observed for DrainFailed {
     }
     fn message(&self) -> String {
         format!("the drain hook of {} failed: {}", self.service, self.why)
+    }
+}
+
+/// A service is kept from running: the GPU that it is pinned to is lost. It starts when the GPU is back.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct ServiceHeld {
+    pub service: Name,
+    pub why: String,
+}
+
+impl Observed for ServiceHeld {
+    const KIND: &'static str = "service.held";
+    fn level(&self) -> Level {
+        Level::Error
+    }
+    fn subject(&self) -> Option<String> {
+        Some(self.service.to_string())
+    }
+    fn message(&self) -> String {
+        format!("{} is {}", self.service, self.why)
     }
 }

@@ -15,7 +15,7 @@ use super::{LogLine, ServicesStatus};
 use crate::base::Name;
 use crate::host::Usage;
 use crate::host::process::Exit;
-use crate::spec::{MachineSpec, ProbeKind};
+use crate::spec::{GpuRef, MachineSpec, ProbeKind};
 use crate::telemetry::Published;
 
 /// What one says to the supervisor. Each verb only queues a message; the outcome is seen in the published status.
@@ -33,6 +33,13 @@ pub struct SupervisorHandle {
 #[error("there is no service \"{name}\"")]
 pub struct UnknownService {
     pub name: Name,
+}
+
+/// A GPU that no process can use now.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LostGpu {
+    pub gpu: GpuRef,
+    pub why: String,
 }
 
 /// What new services are to do.
@@ -56,6 +63,7 @@ pub(super) enum Message {
         done: oneshot::Sender<()>,
     },
     Hooks(Arc<dyn ServiceHooks>),
+    HoldFor(Vec<LostGpu>),
     Exited {
         name: Name,
         incarnation: u64,
@@ -150,6 +158,11 @@ impl SupervisorHandle {
 
     pub fn subscribe(&self) -> watch::Receiver<Arc<ServicesStatus>> {
         self.status.subscribe()
+    }
+
+    /// The GPUs that are lost now: services pinned to one of them are stopped and wait until it is no longer among them.
+    pub fn hold_for(&self, lost: Vec<LostGpu>) {
+        self.send(Message::HoldFor(lost));
     }
 
     /// Whom probes and drain hooks that name a function of the script call.

@@ -18,7 +18,7 @@ mod task;
 
 pub use crate::host::process::Exit;
 pub use events::event_kinds;
-pub use handle::{StartMode, SupervisorHandle, UnknownService};
+pub use handle::{LostGpu, StartMode, SupervisorHandle, UnknownService};
 pub use hooks::{HookCall, ServiceHooks};
 pub use logs::{LogFilter, LogLine, LogStream};
 pub use status::{Desired, ServiceState, ServiceStatus, ServicesStatus};

@@ -43,6 +43,9 @@ pub struct ServiceStatus {
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub reason: Option<String>,
     pub critical: bool,
+    /// What keeps it from running although it should: a GPU that is lost.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub held: Option<String>,
     /// What the service says of itself (`STATUS=` on its notify socket).
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub says: Option<String>,

@@ -16,10 +16,10 @@ use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::events::{
-    DrainFailed, LimitExceeded, ServiceChanged, ServiceExited, ServiceFailed, ServiceReady, ServiceRestarting,
-    ServiceStarted, ServiceUnready, StraysEnded,
+    DrainFailed, LimitExceeded, ServiceChanged, ServiceExited, ServiceFailed, ServiceHeld, ServiceReady,
+    ServiceRestarting, ServiceStarted, ServiceUnready, StraysEnded,
 };
-use super::handle::{LogDirectory, Message, StartMode, SupervisorHandle};
+use super::handle::{LogDirectory, LostGpu, Message, StartMode, SupervisorHandle};
 use super::hooks::ServiceHooks;
 use super::logs::{Collector, LogSinks, ServiceLog, Streams};
 use super::measure::{Tree, Trees};
@@ -83,6 +83,7 @@ pub struct Supervisor {
     /// Looked for when the first service wants one; none within where none can be made.
     cgroups: OnceCell<Option<Cgroups>>,
     hooks: Option<Arc<dyn ServiceHooks>>,
+    lost_gpus: Vec<LostGpu>,
     status: Published<ServicesStatus>,
     published: Instant,
     publish_at: Option<Instant>,
@@ -111,6 +112,8 @@ struct Service {
     awaits_last_words: bool,
     gone_before_words: bool,
     reason: Option<String>,
+    /// The GPU that keeps it from running.
+    held: Option<String>,
     says: Option<String>,
     detached: Vec<u32>,
     since: Timestamp,
@@ -165,6 +168,7 @@ impl Supervisor {
             measuring: false,
             cgroups: OnceCell::new(),
             hooks: None,
+            lost_gpus: Vec::new(),
             status,
             published: Instant::now(),
             publish_at: None,
@@ -227,6 +231,7 @@ impl Supervisor {
                 ending.waiting.push(done);
             }
             Message::Hooks(hooks) => self.hooks = Some(hooks),
+            Message::HoldFor(lost) => self.hold_for(lost),
             Message::Exited { name, incarnation, exit } => self.exited(&name, incarnation, exit),
             Message::LastWords { name, incarnation, last_stderr, out_of_memory } => {
                 self.last_words(&name, incarnation, last_stderr, out_of_memory);
@@ -948,6 +953,7 @@ impl Supervisor {
     /// Moves on whatever can be moved now: the ending, and services whose needs are met. One step may allow the next.
     fn progress(&mut self) {
         self.progress_ending();
+        self.mark_held();
         loop {
             let waiting = self.services.iter().filter(|(_, service)| service.life.state == State::Waiting);
             let names: Vec<Name> = waiting.map(|(name, _)| name.clone()).collect();
@@ -956,7 +962,7 @@ impl Supervisor {
                 if self.ending.is_some() {
                     break;
                 }
-                match self.unmet_need(&name).or_else(|| self.still_held(&name)) {
+                match self.lost_gpu(&name).or_else(|| self.unmet_need(&name)).or_else(|| self.still_held(&name)) {
                     None => {
                         self.turn(&name, Event::NeedsMet);
                         started = true;
@@ -986,6 +992,46 @@ impl Supervisor {
             }
             for metric in ["machinist_service_up", "machinist_service_ready"] {
                 gauge!(metric, "service" => name.to_string()).set(0.0);
+            }
+        }
+    }
+
+    /// Ends what runs on a GPU that is lost, since it can do no more work, and starts what was given up for want of one that
+    /// is back.
+    fn hold_for(&mut self, lost: Vec<LostGpu>) {
+        let before = std::mem::replace(&mut self.lost_gpus, lost);
+        let names: Vec<Name> = self.services.keys().cloned().collect();
+        for name in names {
+            let Some(service) = self.services.get(&name).filter(|service| service.life.desired == Desired::Up) else {
+                continue;
+            };
+            let was_held = lost_of(&service.spec, &before).is_some();
+            match lost_of(&service.spec, &self.lost_gpus) {
+                Some(why) if !was_held => {
+                    let runs = service.life.runs();
+                    self.announce(ServiceHeld { service: name.clone(), why: why.clone() });
+                    if let Some(service) = self.services.get_mut(&name).filter(|_| runs) {
+                        service.reason = Some(why);
+                        self.turn(&name, Event::Restart);
+                    }
+                }
+                None if was_held => self.turn(&name, Event::NeedRecovered),
+                _ => {}
+            }
+        }
+    }
+
+    fn lost_gpu(&self, name: &Name) -> Option<String> {
+        lost_of(&self.services.get(name)?.spec, &self.lost_gpus)
+    }
+
+    /// Keeps what is shown of services in line with the GPUs that are lost.
+    fn mark_held(&mut self) {
+        for service in self.services.values_mut() {
+            let wanted = service.life.desired == Desired::Up && !service.life.runs();
+            let held = wanted.then(|| lost_of(&service.spec, &self.lost_gpus)).flatten();
+            if service.held != held {
+                service.held = held;
             }
         }
     }
@@ -1128,6 +1174,7 @@ impl Service {
             last_exit: None,
             reason: None,
             critical: spec.critical,
+            held: None,
             says: None,
             detached: Vec::new(),
             next_run: None,
@@ -1145,6 +1192,7 @@ impl Service {
             awaits_last_words: false,
             gone_before_words: false,
             reason: None,
+            held: None,
             says: None,
             detached: Vec::new(),
             since,
@@ -1199,6 +1247,7 @@ impl Service {
             || status.last_exit != self.last_exit
             || status.critical != self.spec.critical
             || status.kind != self.spec.kind
+            || status.held != self.held
             || status.says != self.says
             || status.detached != self.detached
             || status.next_run != self.next_run.map(|(at, _)| at)
@@ -1219,11 +1268,21 @@ impl Service {
             last_exit: self.last_exit,
             reason: self.reason.clone(),
             critical: self.spec.critical,
+            held: self.held.clone(),
             says: self.says.clone(),
             detached: self.detached.clone(),
             next_run: self.next_run.map(|(at, _)| at),
         }
     }
+}
+
+/// Why a service cannot run, where it is pinned to a GPU that is lost.
+fn lost_of(spec: &ServiceSpec, lost: &[LostGpu]) -> Option<String> {
+    if lost.is_empty() {
+        return None;
+    }
+    let found = spec.gpus().find_map(|entry| lost.iter().find(|lost| lost.gpu.is_meant_by(entry)))?;
+    Some(format!("held until its GPU is back: {}", found.why))
 }
 
 fn probe_of(spec: &ServiceSpec, kind: ProbeKind) -> Option<&crate::spec::Probe> {
@@ -1243,9 +1302,7 @@ struct Holds {
 
 impl Holds {
     fn of(spec: &ServiceSpec) -> Self {
-        let visible = spec.env.get("CUDA_VISIBLE_DEVICES").into_iter().flat_map(|text| text.split(','));
-        let gpus = visible.map(str::trim).filter(|gpu| !gpu.is_empty()).map(str::to_owned).collect();
-        Self { ports: spec.ports.clone(), gpus }
+        Self { ports: spec.ports.clone(), gpus: spec.gpus().map(str::to_owned).collect() }
     }
 
     fn clash(&self, other: &Self) -> Option<String> {

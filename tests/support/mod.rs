@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 pub mod backend;
+pub mod gpu;
 pub mod http;
 pub mod machine;
 pub mod redis;

@@ -1,0 +1,243 @@
+//! Machines with GPUs: the real binary on a driver that the tests make up.
+
+mod support;
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use support::gpu::{GIB, Gpus, gpu};
+use support::machine::{LIMIT, Machine};
+use support::wait_until;
+
+/// A service and a worker for every GPU, and a worker that jobs for several GPUs go to.
+const PER_GPU: &str = r#"
+fn services(m) { [
+    #{ name: "comfy", instances: "per_gpu", shell: "sleep 1000 & wait", ports: [], restart: #{ initial: "10ms" } },
+    #{ name: "plain", command: ["sleep", "1000"] },
+] }
+fn workers(m) {
+    let workers = [ #{ name: "all", connector: "simulation", capabilities: #{ services: ["several"] } } ];
+    for gpu in m.gpus {
+        let name = `comfy-${gpu.index}`;
+        workers.push(#{ name: `on-${gpu.index}`, connector: "simulation", needs: [name], capabilities: #{ services: [name] } });
+    }
+    workers
+}
+"#;
+
+fn machine(count: u64) -> (Machine, Gpus) {
+    let mut machine = Machine::new(PER_GPU, "[connectors.simulation]\n[gpu]\nxid_hold = \"10m\"\n");
+    let gpus = Gpus::of(&mut machine, (0..count).map(gpu).collect());
+    machine.start();
+    machine.wait_healthy();
+    (machine, gpus)
+}
+
+/// An answer of HTTP/1.0 comes in one piece.
+fn metrics(machine: &Machine) -> String {
+    let answer = machine.http("GET /metrics HTTP/1.0\r\nHost: localhost\r\n\r\n");
+    answer.split_once("\r\n\r\n").unwrap().1.to_owned()
+}
+
+/// The newest event of this kind.
+fn event(machine: &Machine, kind: &str) -> Option<Value> {
+    let answer = machine.http("GET /events HTTP/1.0\r\nHost: localhost\r\n\r\n");
+    let events: Value = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
+    events["events"].as_array().unwrap().iter().rev().find(|event| event["kind"] == kind).cloned()
+}
+
+fn wait_event(machine: &Machine, kind: &str) -> Value {
+    wait_until(kind, LIMIT, || event(machine, kind))
+}
+
+fn submit(machine: &Machine, job: &Value) -> String {
+    let file = machine.dir.path().join("job.ndjson");
+    std::fs::write(&file, format!("{job}\n")).unwrap();
+    let output = machine.cli(&["jobs", "submit", "--file", &file.display().to_string()]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    job["id"].as_str().unwrap().to_owned()
+}
+
+fn job_state(machine: &Machine, id: &str) -> Value {
+    let answer = machine.http(&format!("GET /jobs/{id} HTTP/1.0\r\nHost: localhost\r\n\r\n"));
+    let job: Value = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
+    job["state"].clone()
+}
+
+fn wait_job(machine: &Machine, id: &str) {
+    wait_until("the job to be done", LIMIT, || (job_state(machine, id) == "completed").then_some(()));
+}
+
+#[test]
+fn what_gpus_say_is_seen_and_what_they_do_not_say_is_not() {
+    let (machine, mut gpus) = machine(2);
+    let silent = ["nvmlDeviceGetPowerUsage", "nvmlDeviceGetTotalEccErrors", "nvmlDeviceGetUtilizationRates"];
+    gpus.set(1, "unsupported", json!(silent));
+    let status =
+        machine.wait("GPU 1 to say less", |status| status["gpus"]["gpus"][1]["sample"]["power_watts"].is_null());
+    let (first, second) = (&status["gpus"]["gpus"][0], &status["gpus"]["gpus"][1]);
+    assert_eq!((&first["uuid"], &first["state"]), (&json!("GPU-00000000-aaaa"), &json!("ok")));
+    let sample = &first["sample"];
+    for (key, value) in [
+        ("utilization", json!(0.5)),
+        ("memory_utilization", json!(0.25)),
+        ("memory_used_bytes", json!(GIB)),
+        ("memory_total_bytes", json!(40 * GIB)),
+        ("temperature_celsius", json!(60.0)),
+        ("power_watts", json!(250.5)),
+        ("power_limit_watts", json!(400.0)),
+        ("energy_joules", json!(1234.5)),
+        ("sm_clock_hertz", json!(1.41e9)),
+        ("memory_clock_hertz", json!(1.593e9)),
+        ("throttle", json!(["power_cap"])),
+        ("ecc", json!({ "corrected": 5, "uncorrected": 1 })),
+        ("ecc_lifetime", json!({ "corrected": 50, "uncorrected": 2 })),
+    ] {
+        assert_eq!(sample[key], value, "{key}");
+    }
+    assert_eq!(second["state"], "ok", "a GPU that does not tell everything is well");
+    assert_eq!(second["sample"]["temperature_celsius"], 61.0);
+    assert!(second["sample"]["ecc"].is_null() && second["sample"]["utilization"].is_null());
+    assert_eq!(
+        (&status["machine"]["hardware"]["gpu_count"], &status["machine"]["hardware"]["gpu_memory_gb"]),
+        (&json!(2), &json!(40.0))
+    );
+    assert_ne!(machine.pid("comfy-1"), Value::Null);
+    // What only computes sees them too.
+    let checked = machine.cli(&["check", &machine.path("").display().to_string()]);
+    assert!(String::from_utf8_lossy(&checked.stdout).contains("3 services, 3 workers"), "{checked:?}");
+}
+
+#[test]
+fn a_lost_gpu_takes_its_service_and_worker_with_it_and_brings_them_back() {
+    let (machine, mut gpus) = machine(2);
+    let (kept, plain, lost) = (machine.pid("comfy-0"), machine.pid("plain"), machine.pid("comfy-1"));
+    gpus.set(1, "lost", true);
+    let told = wait_event(&machine, "gpu.lost");
+    assert_eq!((&told["level"], &told["data"]["uuid"]), (&json!("error"), &json!("GPU-10000000-aaaa")));
+    let status = machine.wait("the service to be held", |status| {
+        let service = &status["services"]["comfy-1"];
+        service["state"] == "waiting" && service["pid"].is_null() && status["state"] == "service_failure"
+    });
+    let why = "held until its GPU is back: GPU 1 is lost: it has fallen off the bus, or cannot be reached otherwise";
+    assert_eq!(
+        (&status["services"]["comfy-1"]["held"], &status["services"]["comfy-1"]["reason"]),
+        (&json!(why), &json!(why))
+    );
+    assert!(status["reason"].as_str().unwrap().contains("GPU 1 is lost"), "{}", status["reason"]);
+    assert_eq!(
+        (&status["gpus"]["gpus"][1]["state"], &status["gpus"]["gpus"][1]["sample"]),
+        (&json!("lost"), &Value::Null)
+    );
+    assert_eq!(wait_event(&machine, "service.held")["subject"], "comfy-1");
+    machine.wait("its worker to wait", |status| {
+        let worker = &status["workers"]["on-1"];
+        worker["state"] == "waiting" && worker["reason"].as_str().is_some_and(|why| why.contains("GPU 1 is lost"))
+    });
+    // What needs the other GPU, or none, goes on; what needs both waits.
+    let pair = json!({ "id": "pair", "service": "several", "payload": { "duration": 0 }, "requirement": { "hardware": { "gpu_count": 2 } } });
+    submit(&machine, &pair);
+    submit(&machine, &json!({ "id": "other", "service": "comfy-1", "payload": { "duration": 0 } }));
+    for id in ["single", "alone"] {
+        let service = if id == "single" { "several" } else { "comfy-0" };
+        let job = json!({ "id": id, "service": service, "payload": { "duration": 0 }, "requirement": { "hardware": { "gpu_count": 1 } } });
+        wait_job(&machine, &submit(&machine, &job));
+    }
+    assert_eq!((job_state(&machine, "pair"), job_state(&machine, "other")), (json!("pending"), json!("pending")));
+    assert_eq!((machine.pid("comfy-0"), machine.pid("plain")), (kept, plain), "others are left alone");
+
+    gpus.set(1, "lost", false);
+    wait_event(&machine, "gpu.back");
+    machine.wait_healthy();
+    assert!(![Value::Null, lost].contains(&machine.pid("comfy-1")), "it runs anew");
+    wait_job(&machine, "pair");
+    wait_job(&machine, "other");
+    assert!(machine.status().unwrap()["services"]["comfy-1"]["held"].is_null());
+}
+
+#[test]
+fn a_gpu_that_the_driver_lists_no_more_is_lost_and_a_machine_starts_without_it() {
+    let (mut machine, mut gpus) = machine(2);
+    gpus.set(1, "absent", true);
+    let told = wait_event(&machine, "gpu.lost");
+    assert_eq!(told["data"]["why"], "the driver does not list it any more");
+    // Held services do not hold up the end, nor the next start.
+    assert_eq!(machine.stop(), Some(0));
+    machine.start();
+    machine.wait_healthy();
+    let status = machine.status().unwrap();
+    assert_eq!(status["gpus"]["gpus"].as_array().unwrap().len(), 1);
+    assert!(status["services"]["comfy-1"].is_null());
+}
+
+#[test]
+fn an_error_of_a_gpu_withholds_it_from_jobs_unless_a_program_made_it() {
+    let (machine, mut gpus) = machine(2);
+    let running = machine.pid("comfy-0");
+    gpus.xid(0, 31);
+    let told = wait_event(&machine, "gpu.xid");
+    assert_eq!(
+        (&told["level"], &told["data"]["code"], &told["data"]["withheld"]),
+        (&json!("warn"), &json!(31), &json!(false))
+    );
+    assert_eq!(machine.status().unwrap()["gpus"]["gpus"][0]["state"], "ok");
+
+    gpus.xid(0, 48);
+    let status = machine.wait("the worker to wait", |status| status["workers"]["on-0"]["state"] == "waiting");
+    let why = "comfy-0: GPU 0 is withheld after Xid 48: an uncorrectable memory error (ECC)";
+    assert_eq!(status["workers"]["on-0"]["reason"], why);
+    assert_eq!((&status["workers"]["on-1"]["state"], &status["state"]), (&json!("active"), &json!("healthy")));
+    let gpu = &status["gpus"]["gpus"][0];
+    assert_eq!(
+        (&gpu["state"], &gpu["last_xid"], &gpu["xids"]),
+        (&json!("withheld"), &json!(48), &json!({ "31": 1, "48": 1 }))
+    );
+    assert_eq!(machine.pid("comfy-0"), running, "its own probes judge what runs on it");
+
+    // A shorter hold counts for what is withheld already.
+    machine.write("machine.toml", "[connectors.simulation]\n[gpu]\nxid_hold = \"0s\"\n");
+    wait_event(&machine, "gpu.released");
+    machine.wait("the worker to claim again", |status| status["workers"]["on-0"]["state"] == "active");
+}
+
+#[test]
+fn a_driver_that_hangs_holds_nobody_up_and_its_values_end() {
+    let (mut machine, mut gpus) = machine(1);
+    gpus.state["hang"] = json!("nvmlDeviceGetTemperature");
+    gpus.say();
+    let told = wait_event(&machine, "gpu.sampling_stalled");
+    assert_eq!(told["level"], "warn");
+    let begun = std::time::Instant::now();
+    assert!(machine.get("/livez").contains("200 OK"));
+    let status = machine.status().unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    assert!(status["gpus"]["silent"].as_str().unwrap().contains("has not answered"), "{}", status["gpus"]);
+    assert!(status["gpus"]["gpus"][0]["sample"].is_null());
+    assert_eq!(status["state"], "healthy");
+    submit(&machine, &json!({ "id": "meanwhile", "service": "comfy-0", "payload": { "duration": 0 } }));
+    wait_job(&machine, "meanwhile");
+
+    gpus.state["hang"] = Value::Null;
+    gpus.say();
+    wait_event(&machine, "gpu.sampling_resumed");
+    machine.wait("values again", |status| status["gpus"]["gpus"][0]["sample"]["temperature_celsius"] == 60.0);
+
+    // Nor does one that hangs hold up the end.
+    gpus.state["hang"] = json!("nvmlDeviceGetTemperature");
+    gpus.say();
+    assert_eq!(machine.stop(), Some(0));
+}
+
+#[test]
+fn without_a_driver_there_are_no_gpus_and_nothing_is_wrong() {
+    let machine = Machine::started(PER_GPU, "[connectors.simulation]\n");
+    let status = machine.status().unwrap();
+    assert_eq!((&status["gpus"]["gpus"], &status["gpus"]["sampling"]), (&json!([]), &json!(false)));
+    assert!(event(&machine, "gpu.unavailable").is_none());
+    assert!(!metrics(&machine).contains("machinist_gpu_utilization"));
+    drop(machine);
+    // A library that was asked for is missed, and the machine runs.
+    let machine = Machine::started(PER_GPU, "[connectors.simulation]\n[gpu]\nlibrary = \"/nowhere/libnvidia-ml.so\"\n");
+    let told = wait_event(&machine, "gpu.unavailable");
+    assert!(told["data"]["why"].as_str().unwrap().contains("/nowhere/libnvidia-ml.so"), "{told}");
+}
