@@ -39,6 +39,10 @@ fn metrics(machine: &Machine) -> String {
     answer.split_once("\r\n\r\n").unwrap().1.to_owned()
 }
 
+fn has(text: &str, line: &str) -> bool {
+    text.lines().any(|found| found == line)
+}
+
 /// The newest event of this kind.
 fn event(machine: &Machine, kind: &str) -> Option<Value> {
     let answer = machine.http("GET /events HTTP/1.0\r\nHost: localhost\r\n\r\n");
@@ -240,4 +244,34 @@ fn without_a_driver_there_are_no_gpus_and_nothing_is_wrong() {
     let machine = Machine::started(PER_GPU, "[connectors.simulation]\n[gpu]\nlibrary = \"/nowhere/libnvidia-ml.so\"\n");
     let told = wait_event(&machine, "gpu.unavailable");
     assert!(told["data"]["why"].as_str().unwrap().contains("/nowhere/libnvidia-ml.so"), "{told}");
+}
+
+#[test]
+fn scripts_read_gpus_and_tests_make_them_up() {
+    let script = format!(
+        "{PER_GPU}\nfn on_event(m, event) {{\n    if event.kind != \"gpu.xid\" {{ return; }}\n    let gpu = gpu::get(event.data.uuid);\n    \
+         metrics::gauge(\"temperature\", gpu.temperature, #{{ index: `${{gpu.index}}`, all: `${{gpu::list().len()}}` }});\n}}\n"
+    );
+    let mut machine = Machine::new(&script, "[connectors.simulation]\n");
+    let mut gpus = Gpus::of(&mut machine, vec![gpu(0), gpu(1)]);
+    machine.start();
+    machine.wait_healthy();
+    gpus.xid(1, 31);
+    wait_until("the hook to count", LIMIT, || {
+        has(&metrics(&machine), "machinist_script_temperature{all=\"2\",index=\"1\"} 61").then_some(())
+    });
+    machine.write(
+        "machine_test.rhai",
+        "fn test_hot() {\n    mock::gpus([#{ uuid: \"GPU-a\", temperature: 91.0 }, #{ state: \"lost\" }]);\n    \
+         invoke(\"on_event\", [machine(#{}), #{ kind: \"gpu.xid\", data: #{ uuid: \"GPU-a\" } }]);\n    assert_eq(mock::calls(\"metrics\").len(), 1);\n}\n\
+         fn test_unsaid() {\n    invoke(\"on_event\", [machine(#{}), #{ kind: \"gpu.xid\", data: #{ uuid: \"GPU-a\" } }]);\n}\n\
+         fn test_wrong() {\n    mock::gpus([#{ temprature: 91.0 }]);\n}\n",
+    );
+    let output = machine.cli(&["test", &machine.path("").display().to_string()]);
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(
+        text.contains("the test does not say what gpu:: gives") && text.contains("did you mean temperature?"),
+        "{text}"
+    );
+    assert!(text.contains("1 passed") && text.contains("2 failed"), "{text}");
 }

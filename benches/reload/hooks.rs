@@ -27,6 +27,7 @@ async fn measure() {
         mark_prefix: "bench".to_owned(),
         runtime: tokio::runtime::Handle::current(),
         events: None,
+        gpus: None,
     });
     let context = MachineContext {
         id: Name::new("m").unwrap(),

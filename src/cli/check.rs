@@ -72,6 +72,7 @@ pub(super) async fn check(dir: &Path, flags: &SettingFlags) -> Result<Result<Gen
         mark_prefix: "check".to_owned(),
         runtime: Handle::current(),
         events: None,
+        gpus: None,
     });
     let id = settings.machine.id.clone().or_else(|| Name::new("check").ok());
     let id = id.ok_or_else(|| CliError::internal("no name for the machine"))?;

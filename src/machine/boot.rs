@@ -132,6 +132,7 @@ pub async fn run(
         mark_prefix: mark_prefix.clone(),
         runtime: Handle::current(),
         events: Some(events.clone()),
+        gpus: Some(found.status.clone()),
     });
     let inputs = BuildInputs {
         dir: dir.to_owned(),

@@ -20,16 +20,16 @@ use super::locate::locate;
 use super::resolver::RootedResolver;
 use super::runner;
 use crate::base::{Allowance, Name, Problem, Problems, SourceText, did_you_mean};
-use crate::host::Seen;
 use crate::host::http::HttpClients;
 use crate::host::process::Processes;
 use crate::host::redis::RedisConnections;
 use crate::host::storage::Storages;
 use crate::host::ws::SharedSockets;
+use crate::host::{GpusStatus, Seen};
 use crate::queue::Failure;
 use crate::spec::FieldProblem;
 use crate::supervisor::SupervisorHandle;
-use crate::telemetry::EventLog;
+use crate::telemetry::{EventLog, Published};
 
 #[derive(Clone)]
 pub struct ScriptHostConfig {
@@ -44,6 +44,8 @@ pub struct ScriptHostConfig {
     pub runtime: Handle,
     /// What `events::` writes to and reads; none where nothing runs.
     pub events: Option<EventLog>,
+    /// What `gpu::` reads; none where nothing runs.
+    pub gpus: Option<Published<GpusStatus>>,
 }
 
 /// What primitives work with.

@@ -48,6 +48,7 @@ pub fn bench_in(dir: tempfile::TempDir, machine: &str, scripts_dir: PathBuf) -> 
         mark_prefix: format!("script-test/{}", std::process::id()),
         runtime: tokio::runtime::Handle::current(),
         events: Some(EventLog::new(100)),
+        gpus: None,
     });
     Bench { dir, machine_dir, host }
 }

@@ -70,6 +70,7 @@ fn run(args: &TestArgs, json: bool) -> Result<ExitCode, CliError> {
         mark_prefix: "test".to_owned(),
         runtime: Handle::current(),
         events: None,
+        gpus: None,
     });
 
     let wanted = |text: &str| args.filter.as_deref().is_none_or(|filter| text.contains(filter));

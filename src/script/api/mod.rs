@@ -7,6 +7,7 @@ mod env;
 mod events;
 mod failure;
 mod fs;
+mod gpu;
 mod http;
 mod job;
 mod json;
@@ -30,6 +31,7 @@ use super::types;
 pub(super) use blob::decode as decode_base64;
 pub(super) use failure::Thrown;
 pub(super) use fs::{readable, writable};
+pub(super) use gpu::map_of as gpu_map;
 pub(super) use http::Head;
 pub(super) use job::JobHandle;
 pub(super) use section::{Place, Section};
@@ -43,6 +45,7 @@ pub(super) fn sections() -> Vec<Section> {
         Section::namespace("env", env::module()),
         Section::namespace("events", events::module()),
         Section::namespace("fs", fs::module()),
+        Section::namespace("gpu", gpu::module()),
         Section::namespace("http", http::module()),
         Section::namespace("json", json::module()),
         Section::namespace("log", log::module()),

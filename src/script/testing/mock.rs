@@ -2,6 +2,7 @@
 
 use rhai::Array;
 
+use super::gpu;
 use super::world::{calls as recorded, expect, with};
 use crate::script::call::{Call, ScriptResult, error as script_error};
 use crate::script::options::scalar;
@@ -48,6 +49,13 @@ mod functions {
     /// Says what state service `name` has: `"ready"`, `"failed"` and so on.
     pub fn service(name: &str, state: &str) {
         with(|world| world.services.insert(name.to_owned(), state.to_owned()));
+    }
+
+    /// Says what the GPUs are: maps with keys as `gpu::list` gives them, each over a GPU that is `"ok"` and tells nothing. By
+    /// default the index is the place in the array.
+    #[rhai_fn(return_raw)]
+    pub fn gpus(gpus: Array) -> ScriptResult<()> {
+        gpu::mock(gpus)
     }
 
     /// Sets a variable of the environment, which is empty in tests.

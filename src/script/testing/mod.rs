@@ -7,6 +7,7 @@
 mod assert;
 mod clock;
 mod diff;
+mod gpu;
 mod hooks;
 mod http;
 mod mock;
@@ -22,6 +23,7 @@ use rhai::Engine;
 
 use super::api::Section;
 
+pub(super) use gpu::gpus;
 pub(super) use http::send;
 pub(super) use process::{Program, run_program};
 pub(super) use redis::redis;
@@ -54,12 +56,13 @@ mod tests {
 
     /// What each namespace does in a test. A new one is named here when its functions ask `Call::mocked` where they would
     /// touch the real world.
-    const NAMESPACES: [(&str, &str); 15] = [
+    const NAMESPACES: [(&str, &str); 16] = [
         ("blob", "computes; files are those of fs"),
         ("crypto", "computes"),
         ("env", "Call::variable"),
         ("events", "told"),
         ("fs", "a directory of the test"),
+        ("gpu", "gpu"),
         ("http", "http"),
         ("json", "computes"),
         ("log", "told"),

@@ -49,6 +49,8 @@ pub(super) struct World {
     pub ended: Option<Ended>,
     pub variables: BTreeMap<String, String>,
     pub services: BTreeMap<String, String>,
+    /// None where the test says nothing of them.
+    pub gpus: Option<Vec<Map>>,
     pub redis: FakeRedis,
     pub jobs: usize,
     /// Line and column of the assertion that failed.
@@ -83,6 +85,7 @@ impl World {
             ended: None,
             variables: BTreeMap::new(),
             services: BTreeMap::new(),
+            gpus: None,
             redis: FakeRedis::default(),
             jobs: 0,
             assertion: None,
