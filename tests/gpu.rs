@@ -246,6 +246,136 @@ fn without_a_driver_there_are_no_gpus_and_nothing_is_wrong() {
     assert!(told["data"]["why"].as_str().unwrap().contains("/nowhere/libnvidia-ml.so"), "{told}");
 }
 
+/// The child of a service's shell.
+fn child_of(pid: &Value) -> u64 {
+    let pid = pid.as_u64().unwrap();
+    wait_until("the service's child", LIMIT, || {
+        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+        children.split_ascii_whitespace().next()?.parse().ok()
+    })
+}
+
+#[test]
+fn metrics_show_gpus_their_services_and_nothing_that_is_gone() {
+    let (machine, mut gpus) = machine(2);
+    let child = child_of(&machine.pid("comfy-0"));
+    let main = machine.pid("comfy-0");
+    gpus.set(0, "processes", json!([[main, GIB], [child, 2 * GIB], [1, 4 * GIB]]));
+    gpus.set(1, "unsupported", json!(["nvmlDeviceGetPowerUsage"]));
+    gpus.xid(0, 31);
+    wait_event(&machine, "gpu.xid");
+    let first = "uuid=\"GPU-00000000-aaaa\",index=\"0\"";
+    let text = wait_until("the memory of the service's tree", LIMIT, || {
+        let line = format!("machinist_service_gpu_memory_bytes{{service=\"comfy-0\",{first}}} {}", 3 * GIB);
+        Some(metrics(&machine)).filter(|text| has(text, &line))
+    });
+    for line in [
+        format!("machinist_gpu_info{{{first},name=\"Fake A100\"}} 1"),
+        format!("machinist_gpu_up{{{first}}} 1"),
+        format!("machinist_gpu_utilization_ratio{{{first}}} 0.5"),
+        format!("machinist_gpu_memory_used_bytes{{{first}}} {GIB}"),
+        format!("machinist_gpu_power_watts{{{first}}} 250.5"),
+        format!("machinist_gpu_energy_joules_total{{{first}}} 1234.5"),
+        format!("machinist_gpu_throttle_active{{{first},reason=\"power_cap\"}} 1"),
+        format!("machinist_gpu_throttle_active{{{first},reason=\"thermal\"}} 0"),
+        format!("machinist_gpu_ecc_errors_total{{{first},type=\"uncorrected\",since=\"load\"}} 1"),
+        format!("machinist_gpu_xid_errors_total{{{first},xid=\"31\"}} 1"),
+        "machinist_gpu_sampler_up 1".to_owned(),
+    ] {
+        assert!(has(&text, &line), "{line}\n{text}");
+    }
+    assert!(
+        !text.contains("machinist_gpu_power_watts{uuid=\"GPU-10000000-aaaa\""),
+        "what it does not tell has no series"
+    );
+    assert!(!text.contains("DCGM_"), "only where the settings ask for it");
+
+    // A lost GPU is down, and has no values.
+    gpus.set(0, "lost", true);
+    wait_event(&machine, "gpu.lost");
+    let text = metrics(&machine);
+    assert!(has(&text, &format!("machinist_gpu_up{{{first}}} 0")), "{text}");
+    assert!(has(&text, "machinist_gpu_losses_total 1"), "{text}");
+    assert!(!text.contains(&format!("machinist_gpu_utilization_ratio{{{first}")), "{text}");
+    assert!(!text.contains("machinist_service_gpu_memory_bytes"), "{text}");
+    // So have a service and a worker that are gone.
+    assert!(text.contains("service=\"plain\"") && text.contains("worker=\"all\""));
+    machine.write("machine.rhai", "fn services(m) { [] }\nfn workers(m) { [] }\n");
+    machine.wait("the services to be gone", |status| status["services"] == json!({}));
+    let text = metrics(&machine);
+    assert!(!text.contains("service=\"plain\"") && !text.contains("worker=\"all\""), "{text}");
+}
+
+#[test]
+fn dashboards_for_dcgm_exporter_find_their_names_and_units() {
+    let mut machine = Machine::new(PER_GPU, "[connectors.simulation]\n[gpu]\ndcgm_names = true\n");
+    let _gpus = Gpus::of(&mut machine, vec![gpu(0)]);
+    machine.start();
+    machine.wait_healthy();
+    let text = metrics(&machine);
+    let line =
+        |name: &str| text.lines().find(|line| line.starts_with(&format!("{name}{{"))).unwrap_or_default().to_owned();
+    let labels = "gpu=\"0\",UUID=\"GPU-00000000-aaaa\",device=\"nvidia0\",modelName=\"Fake A100\",Hostname=\"";
+    for (name, value) in [
+        ("DCGM_FI_DEV_GPU_UTIL", "50"),
+        ("DCGM_FI_DEV_MEM_COPY_UTIL", "25"),
+        ("DCGM_FI_DEV_FB_USED", "1024"),
+        ("DCGM_FI_DEV_FB_FREE", "39936"),
+        ("DCGM_FI_DEV_GPU_TEMP", "60"),
+        ("DCGM_FI_DEV_POWER_USAGE", "250.5"),
+        ("DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION", "1234500"),
+        ("DCGM_FI_DEV_SM_CLOCK", "1410"),
+        ("DCGM_FI_DEV_XID_ERRORS", "0"),
+        ("DCGM_FI_DEV_ECC_DBE_AGG_TOTAL", "2"),
+    ] {
+        let found = line(name);
+        assert!(found.contains(labels) && found.ends_with(&format!("}} {value}")), "{name}: {found}");
+    }
+}
+
+/// Whatever is shown is listed, with no labels but those that are listed.
+#[test]
+fn every_metric_is_as_the_catalogue_says() {
+    let mut machine = Machine::new(PER_GPU, "[connectors.simulation]\n[gpu]\ndcgm_names = true\n");
+    let mut gpus = Gpus::of(&mut machine, vec![gpu(0)]);
+    gpus.set(0, "processes", json!([[std::process::id(), GIB]]));
+    machine.start();
+    machine.wait_healthy();
+    submit(&machine, &json!({ "id": "a", "service": "several", "payload": { "duration": 0 } }));
+    wait_job(&machine, "a");
+    let text = metrics(&machine);
+    let mut seen = std::collections::BTreeSet::new();
+    for line in text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        let name = line.split(['{', ' ']).next().unwrap();
+        let family = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name);
+        let metric = machinist::telemetry::metric(family).or_else(|| machinist::telemetry::metric(name));
+        let metric = metric.unwrap_or_else(|| panic!("{name} is not in the catalogue"));
+        let kind = format!("# TYPE {} {}", metric.name, metric.kind.as_str());
+        assert!(has(&text, &kind) && has(&text, &format!("# HELP {} {}", metric.name, metric.help)), "{kind}");
+        if let Some((labels, _)) = line.split_once('{').and_then(|(_, rest)| rest.rsplit_once('}')) {
+            for label in labels.split("\",").filter_map(|pair| pair.split_once("=\"")).map(|(label, _)| label) {
+                assert!(metric.labels.contains(&label) || label == "le", "{name} has a label {label}");
+            }
+        }
+        seen.insert(metric.name);
+    }
+    for begin in ["machinist_host_", "machinist_gpu_", "DCGM_", "machinist_queue_", "machinist_job_", "process_"] {
+        assert!(seen.iter().any(|name| name.starts_with(begin)), "nothing of {begin} is shown");
+    }
+}
+
+#[test]
+fn openmetrics_is_given_to_whoever_prefers_it() {
+    let machine = Machine::started(PER_GPU, "[connectors.simulation]\n");
+    let accept = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.2";
+    let answer = machine.http(&format!("GET /metrics HTTP/1.0\r\nHost: localhost\r\nAccept: {accept}\r\n\r\n"));
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.contains("application/openmetrics-text; version=1.0.0"), "{head}");
+    assert!(body.ends_with("# EOF\n") && !body.contains("\n\n"), "{body}");
+    assert!(has(body, "# TYPE machinist_service_starts counter"), "{body}");
+    assert!(body.contains("\nmachinist_service_starts_total{"), "{body}");
+}
+
 #[test]
 fn scripts_read_gpus_and_tests_make_them_up() {
     let script = format!(

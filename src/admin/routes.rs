@@ -47,7 +47,7 @@ fn machine() -> Vec<Route> {
             .about("Everything about the machine.")
             .json::<MachineStatus>(200, "The machine's published state."),
         Route::get("/metrics", metrics::render)
-            .about("Metrics in the text format of Prometheus, version 0.0.4.")
+            .about("Metrics in the text format of Prometheus, or as OpenMetrics where `Accept` prefers it.")
             .text(200, "The metrics."),
         Route::get("/events", events::events)
             .about("The machine's events after a cursor, at most 1,000.")

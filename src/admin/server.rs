@@ -38,6 +38,9 @@ pub struct AdminDeps {
     pub gpus: Published<GpusStatus>,
     /// What was in use when it was looked at last.
     pub levels: Published<Vec<Level>>,
+    /// Show metrics of GPUs as dcgm-exporter names them too.
+    pub dcgm_names: bool,
+    pub state_dir: PathBuf,
     pub token: Option<Secret>,
     /// The address listened on can be reached from this host only.
     pub loopback: bool,

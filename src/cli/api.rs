@@ -6,12 +6,12 @@ use clap::Args;
 
 use super::{CliError, output};
 use crate::script::{definitions, reference};
-use crate::telemetry::EventKind;
+use crate::telemetry::{EventKind, metrics_page};
 use crate::{machine, supervisor, worker};
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct ApiArgs {
-    /// Write docs/script-api.md and scripts/definitions/ below DIR instead of printing the page.
+    /// Write docs/script-api.md, docs/metrics.md and scripts/definitions/ below DIR instead of printing the page.
     #[arg(long)]
     write: bool,
     /// Tell whether the files below DIR are what would be written; exit code 1 when they are not.
@@ -23,6 +23,7 @@ pub(crate) struct ApiArgs {
 }
 
 const PAGE: &str = "docs/script-api.md";
+const METRICS: &str = "docs/metrics.md";
 const DEFINITIONS: &str = "scripts/definitions";
 
 pub(super) fn execute(args: &ApiArgs) -> Result<ExitCode, CliError> {
@@ -54,7 +55,8 @@ fn page() -> String {
 /// What is written, by its path in the source tree.
 fn files() -> Vec<(PathBuf, String)> {
     let definitions = definitions().into_iter().map(|(name, text)| (Path::new(DEFINITIONS).join(name), text));
-    std::iter::once((PathBuf::from(PAGE), page())).chain(definitions).collect()
+    let pages = [(PathBuf::from(PAGE), page()), (PathBuf::from(METRICS), metrics_page())];
+    pages.into_iter().chain(definitions).collect()
 }
 
 /// What below `dir` is not as it would be written.

@@ -1,4 +1,4 @@
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::time::{Duration, Instant};
 
@@ -36,6 +36,16 @@ const PAGE: u64 = 4096;
 impl Meter {
     /// The trees of `lineages`, in their order, with orphans that the engine adopted.
     pub fn measure(&mut self, lineages: &[&Lineage], budget: Duration) -> Vec<Usage> {
+        self.measure_and_own(lineages, budget, &BTreeSet::new()).0
+    }
+
+    /// The same, and which of the trees each of `pids` belongs to.
+    pub fn measure_and_own(
+        &mut self,
+        lineages: &[&Lineage],
+        budget: Duration,
+        pids: &BTreeSet<u32>,
+    ) -> (Vec<Usage>, BTreeMap<u32, usize>) {
         let rows = snapshot();
         let mut roots: HashMap<u32, usize> =
             lineages.iter().enumerate().map(|(index, lineage)| (lineage.pid, index)).collect();
@@ -47,13 +57,15 @@ impl Meter {
                 roots.insert(row.pid, index);
             }
         }
-        self.measure_roots(&rows, roots, lineages.len(), budget)
+        let usages = self.measure_roots(&rows, &mut roots, lineages.len(), budget);
+        let owned = pids.iter().filter_map(|pid| Some((*pid, *roots.get(pid)?))).collect();
+        (usages, owned)
     }
 
     fn measure_roots(
         &mut self,
         rows: &[Row],
-        mut owner: HashMap<u32, usize>,
+        owner: &mut HashMap<u32, usize>,
         count: usize,
         budget: Duration,
     ) -> Vec<Usage> {
@@ -62,7 +74,7 @@ impl Meter {
         let mut usages = vec![Usage::default(); count];
         let mut members: Vec<(usize, &Row)> = Vec::new();
         for row in rows {
-            if let Some(root) = find_owner(row.pid, &parents, &mut owner) {
+            if let Some(root) = find_owner(row.pid, &parents, owner) {
                 members.push((root, row));
             }
         }
@@ -159,8 +171,8 @@ mod tests {
         let mut meter = Meter::default();
         let deadline = Instant::now() + Duration::from_secs(10);
         let usage = loop {
-            let roots = HashMap::from([(child.id(), 0)]);
-            let usage = meter.measure_roots(&snapshot(), roots, 1, Duration::from_secs(1))[0];
+            let mut roots = HashMap::from([(child.id(), 0)]);
+            let usage = meter.measure_roots(&snapshot(), &mut roots, 1, Duration::from_secs(1))[0];
             if usage.processes == 3 || Instant::now() > deadline {
                 break usage;
             }
@@ -174,8 +186,8 @@ mod tests {
         }
         child.kill().unwrap();
         child.wait().unwrap();
-        let roots = HashMap::from([(child.id(), 0)]);
-        assert_eq!(meter.measure_roots(&snapshot(), roots, 1, Duration::ZERO)[0], Usage::default());
+        let mut roots = HashMap::from([(child.id(), 0)]);
+        assert_eq!(meter.measure_roots(&snapshot(), &mut roots, 1, Duration::ZERO)[0], Usage::default());
         assert!(meter.pss.is_empty());
     }
 }

@@ -67,7 +67,6 @@ pub async fn run(
     let timeline = Timeline::new();
     let signals = host::listen().map_err(|cause| MachineError::System { what: "signal handlers", cause })?;
     let metrics = metrics::install();
-    describe_metrics();
     let events = EventLog::new(EVENTS_KEPT);
     let settings = Arc::new(settings);
     let state_dir = timeline.step("state directory", || StateDir::open(&settings.state_dir))?;
@@ -116,6 +115,8 @@ pub async fn run(
         metrics: metrics.clone(),
         gpus: found.status.clone(),
         levels: levels.clone(),
+        dcgm_names: settings.gpu.dcgm_names,
+        state_dir: settings.state_dir.clone(),
         token: settings.http.token.clone(),
         loopback: bound.ip().is_loopback(),
         shutdown: shutdown.clone(),
@@ -469,35 +470,4 @@ pub fn machine_context(
         dir: settings.dir.clone(),
         state_dir: settings.state_dir.clone(),
     }
-}
-
-/// What each metric is, for `/metrics`.
-fn describe_metrics() {
-    use ::metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
-    describe_counter!("machinist_service_starts_total", "Processes started, by service.");
-    describe_counter!("machinist_service_exits_total", "Processes that ended, by service and outcome.");
-    describe_counter!("machinist_service_restarts_total", "Restarts that nobody asked for, by service.");
-    describe_counter!("machinist_service_log_dropped_lines_total", "Log lines that could not be written to disk.");
-    describe_gauge!("machinist_service_up", "1 while the service has a process.");
-    describe_gauge!("machinist_service_ready", "1 while the service is ready or completed.");
-    describe_counter!("machinist_jobs_submitted_total", "Jobs queued, by service.");
-    describe_counter!("machinist_jobs_finished_total", "Jobs that came to an end, by service and outcome.");
-    describe_counter!("machinist_jobs_retried_total", "Attempts that failed and are made again, by service.");
-    describe_histogram!("machinist_job_wait_seconds", Unit::Seconds, "From when a job could be claimed to its claim.");
-    describe_histogram!("machinist_job_duration_seconds", Unit::Seconds, "Attempts, by connector and outcome.");
-    describe_counter!("machinist_job_failures_total", "Attempts that failed, by connector and class of failure.");
-    describe_gauge!("machinist_queue_jobs", "Jobs in the queue, by state.");
-    describe_gauge!("machinist_worker_slots", "Jobs that the worker may run at once.");
-    describe_gauge!("machinist_worker_busy", "Jobs that the worker runs now.");
-    describe_counter!("machinist_reloads_total", "Reloads, by result.");
-    describe_gauge!(
-        "machinist_last_reload_success",
-        "1 when the latest reload was committed, 0 when it was refused or rolled back."
-    );
-    describe_gauge!(
-        "machinist_last_reload_success_timestamp_seconds",
-        "When a generation last passed its probation, since the epoch."
-    );
-    describe_gauge!("machinist_generation", "The number of the generation that runs.");
-    describe_counter!("machinist_script_errors_total", "Failed hook calls, by hook.");
 }

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -172,7 +172,16 @@ impl SupervisorHandle {
 
     /// What every service's process tree uses now; shared memory is read within `budget`. Blocks while it reads `/proc`.
     pub fn usage(&self, budget: Duration) -> BTreeMap<Name, Usage> {
-        self.trees.measure(budget)
+        self.trees.measure(budget, &BTreeSet::new()).0
+    }
+
+    /// The same, and the services that these processes belong to.
+    pub fn usage_and_owners(
+        &self,
+        budget: Duration,
+        pids: &BTreeSet<u32>,
+    ) -> (BTreeMap<Name, Usage>, BTreeMap<u32, Name>) {
+        self.trees.measure(budget, pids)
     }
 
     /// The lines after cursor `after` that are kept, the newest `limit` of them that the filter takes, oldest first; `name`

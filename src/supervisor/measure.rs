@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -37,12 +37,15 @@ impl Trees {
         self.lock().remove(name);
     }
 
-    /// What every service's tree uses now. Blocks for as long as `/proc` takes, and `budget` more.
-    pub fn measure(&self, budget: Duration) -> BTreeMap<Name, Usage> {
+    /// What every service's tree uses now, and whose each of `pids` is. Blocks for as long as `/proc` takes, and `budget` more.
+    pub fn measure(&self, budget: Duration, pids: &BTreeSet<u32>) -> (BTreeMap<Name, Usage>, BTreeMap<u32, Name>) {
         let trees = self.lock().clone();
         let lineages: Vec<&Lineage> = trees.values().map(|tree| &tree.lineage).collect();
-        let usages = self.meter.lock().unwrap_or_else(PoisonError::into_inner).measure(&lineages, budget);
-        trees.keys().cloned().zip(usages).collect()
+        let mut meter = self.meter.lock().unwrap_or_else(PoisonError::into_inner);
+        let (usages, owned) = meter.measure_and_own(&lineages, budget, pids);
+        let names: Vec<&Name> = trees.keys().collect();
+        let owners = owned.into_iter().filter_map(|(pid, tree)| Some((pid, (*names.get(tree)?).clone()))).collect();
+        (trees.keys().cloned().zip(usages).collect(), owners)
     }
 
     /// Looks again and again; tells who has been over a limit for too long. Blocks for ever: for a thread of its own.

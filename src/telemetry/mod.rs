@@ -1,6 +1,7 @@
 //! What the outside sees of the engine: one type per observable event (log line, metric, entry in the event log), metric
 //! names, tracing set-up, and published state that readers take without asking anyone.
 
+mod catalogue;
 mod event;
 mod event_log;
 mod kind;
@@ -10,6 +11,7 @@ mod published;
 pub mod script_metrics;
 mod tracing_setup;
 
+pub use catalogue::{GROUPS, Group, Metric, MetricKind, metric, metrics_page};
 pub use event::{Event, Level, Observed};
 pub use event_log::{EventLog, EventLogReader, Lagged};
 pub use kind::EventKind;
