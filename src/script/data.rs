@@ -3,6 +3,7 @@
 use rhai::{Array, Dynamic, FnPtr, Map};
 use serde_json::Value;
 
+use super::reference::type_name;
 use super::types::{Blob, Secret};
 
 /// Deeper than any data people write, and no danger to the stack.
@@ -25,6 +26,11 @@ pub(super) fn to_json(value: &Dynamic, secrets: Secrets) -> Result<Value, String
 
 /// Whether a value is nested so little that any thread may drop it.
 pub(super) fn is_shallow(value: &Dynamic) -> bool {
+/// What scripts call the type of a value.
+pub(super) fn kind_of(value: &Dynamic) -> String {
+    type_name(value.type_name())
+}
+
     fn within(value: &Dynamic, depth: usize) -> bool {
         if depth > MAX_DEPTH {
             return false;
@@ -67,5 +73,5 @@ fn convert(value: &Dynamic, secrets: Secrets, depth: usize) -> Result<Value, Str
             Secrets::Refuse => Err("a secret cannot be part of this: use it in headers, auth or env".to_owned()),
         };
     }
-    rhai::serde::from_dynamic(value).map_err(|_| format!("a {} is no plain data", value.type_name()))
+    rhai::serde::from_dynamic(value).map_err(|_| format!("a {} is no plain data", kind_of(value)))
 }

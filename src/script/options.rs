@@ -5,6 +5,7 @@ use std::time::Duration;
 use rhai::{Array, Dynamic, Map};
 
 use super::call::{ScriptResult, error};
+use super::data::kind_of;
 use super::types::Secret;
 use crate::base::{ByteSize, did_you_mean, parse_duration};
 
@@ -79,7 +80,7 @@ impl Options {
         let Some(value) = self.take(key) else { return Ok(None) };
         match read(&value) {
             Some(value) => Ok(Some(value)),
-            None => Err(self.wrong(key, &format!("must be {wanted}, found {}", value.type_name()))),
+            None => Err(self.wrong(key, &format!("must be {wanted}, found {}", kind_of(&value)))),
         }
     }
 

@@ -6,6 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use rhai::{Array, FnPtr};
 
 use crate::script::call::{ScriptResult, error};
+use crate::script::data::kind_of;
 use crate::script::prelude::*;
 
 pub(super) fn module() -> Module {
@@ -27,7 +28,7 @@ mod functions {
                     (_, Ok(first)) => Ok(if first { Ordering::Less } else { Ordering::Greater }),
                     _ => Err(error(format!(
                         "what compares for sort returns a number or a bool, not {}",
-                        answer.type_name()
+                        kind_of(&answer)
                     ))),
                 });
                 order.unwrap_or_else(stop)

@@ -1,6 +1,7 @@
 //! `metrics::`: what scripts count, for whoever watches the fleet.
 
 use crate::script::call::{Call, ScriptResult, error};
+use crate::script::data::kind_of;
 use crate::script::options::{self, scalar};
 use crate::script::prelude::*;
 use crate::script::testing;
@@ -80,5 +81,5 @@ fn counted(n: i64) -> ScriptResult<Change> {
 
 fn number(value: &Dynamic) -> ScriptResult<f64> {
     options::number(value)
-        .ok_or_else(|| error(format!("metrics: the value must be a number, found {}", value.type_name())))
+        .ok_or_else(|| error(format!("metrics: the value must be a number, found {}", kind_of(value))))
 }

@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use rhai::{Array, EvalAltResult, FnPtr};
 
 use crate::script::call::{Call, ScriptResult, caught, error};
+use crate::script::data::kind_of;
 use crate::script::options::Options;
 use crate::script::prelude::*;
 use crate::script::runner;
@@ -100,7 +101,7 @@ fn run(context: &NativeCallContext<'_>, functions: Array, options: Map) -> Scrip
 }
 
 fn function((index, value): (usize, Dynamic)) -> ScriptResult<FnPtr> {
-    let kind = value.type_name();
+    let kind = kind_of(&value);
     value
         .try_cast::<FnPtr>()
         .ok_or_else(|| error(format!("parallel: element {index} must be a function such as || work(), found {kind}")))

@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::PURE_LIMIT;
 use crate::base::{Problem, Problems};
-use crate::script::data::{Secrets, to_json};
+use crate::script::data::{Secrets, kind_of, to_json};
 use crate::script::lint::at_function;
 use crate::script::{MachineContext, MachineProgram};
 
@@ -28,7 +28,7 @@ impl MachineProgram {
         let arguments = move || Ok((rhai::serde::to_dynamic(&m)?,));
         let finish = |returned: &Dynamic| match to_json(returned, Secrets::Refuse) {
             Ok(Value::Array(items)) => Ok(items),
-            Ok(_) => Err(format!("must return an array of maps, it returned {}", returned.type_name())),
+            Ok(_) => Err(format!("must return an array of maps, it returned {}", kind_of(returned))),
             Err(why) => Err(format!("returned something that is no plain data: {why}")),
         };
         let returned = program.invoke(hook, Some(PURE_LIMIT), call, arguments, finish).await;

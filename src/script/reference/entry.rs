@@ -118,7 +118,47 @@ pub(in crate::script) fn type_name(raw: &str) -> String {
         "Map" => "map",
         "Array" => "array",
         "FnPtr" => "Fn",
+        "JobHandle" => "Job",
+        "Thrown" => "Failure",
         other => other,
     }
     .to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::any::type_name;
+    use std::collections::BTreeSet;
+
+    use crate::script::api::{JobHandle, Place, Thrown, sections};
+    use crate::script::types::{
+        Blob, HostError, PendingRequest, RedisClient, Response, Secret, Store, Subscription, WebSocket,
+    };
+
+    /// What Rust calls a type is nobody's business who writes scripts.
+    #[test]
+    fn every_type_has_the_name_of_its_section() {
+        let types = [
+            type_name::<Thrown>(),
+            type_name::<JobHandle>(),
+            type_name::<Blob>(),
+            type_name::<HostError>(),
+            type_name::<PendingRequest>(),
+            type_name::<RedisClient>(),
+            type_name::<Response>(),
+            type_name::<Secret>(),
+            type_name::<Store>(),
+            type_name::<Subscription>(),
+            type_name::<WebSocket>(),
+        ];
+        let named: BTreeSet<String> = types.iter().map(|raw| super::type_name(raw)).collect();
+        let shown: BTreeSet<String> = sections()
+            .into_iter()
+            .filter_map(|section| match section.place {
+                Place::Type(name) => Some(name.to_owned()),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(named, shown, "name a new type above; one that Rust names otherwise in `type_name`");
+    }
 }

@@ -6,6 +6,7 @@ use super::diff::{differences, shown};
 use super::world::{self, ENDED, Ended};
 use crate::script::api::Thrown;
 use crate::script::call::{ScriptResult, caught, error, terminated};
+use crate::script::data::kind_of;
 use crate::script::options::number;
 use crate::script::prelude::*;
 use crate::script::types::HostError;
@@ -62,7 +63,7 @@ mod functions {
         } else if whole.is_string() && part.is_string() {
             whole.to_string().contains(&part.to_string())
         } else {
-            return Err(error(format!("assert_contains: {} holds nothing", whole.type_name())));
+            return Err(error(format!("assert_contains: {} holds nothing", kind_of(&whole))));
         };
         holds(&context, contains, || format!("{} does not contain {}", shown(&whole), shown(&part)))
     }

@@ -14,7 +14,7 @@ use crate::base::did_you_mean;
 use crate::queue::{Failure, FailureClass, Job};
 use crate::script::api::JobHandle;
 use crate::script::call::{Call, ScriptResult, error, terminated};
-use crate::script::data::{Secrets, to_json};
+use crate::script::data::{Secrets, kind_of, to_json};
 use crate::script::options::{Options, duration};
 use crate::script::prelude::*;
 use crate::script::program::{HookError, Program};
@@ -339,7 +339,7 @@ fn overlaid(keys: Map) -> ScriptResult<Map> {
         let value = if key == "gpus" { gpus(value)? } else { value };
         let numbers = there.is_float() && value.is_int();
         if there.type_name() != value.type_name() && !numbers {
-            return Err(error(format!("m: {key}: must be a {}, found {}", there.type_name(), value.type_name())));
+            return Err(error(format!("m: {key}: must be a {}, found {}", kind_of(there), kind_of(&value))));
         }
         if let (Some(mut there), Some(value)) = (there.write_lock::<Map>(), value.read_lock::<Map>()) {
             there.extend(value.iter().map(|(key, value)| (key.clone(), value.clone())));
@@ -406,7 +406,7 @@ fn list(program: &Arc<Program>, hook: &'static str, m: &Map) -> ScriptResult<Arr
     call.pure = true;
     match call_hook(program, hook, &call, None, (Dynamic::from_map(m.clone()),))? {
         Ok(value) => {
-            let kind = value.type_name();
+            let kind = kind_of(&value);
             value
                 .try_cast::<Array>()
                 .ok_or_else(|| error(format!("{hook}(m) must return an array of maps, it returned {kind}")))

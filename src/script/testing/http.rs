@@ -9,7 +9,7 @@ use super::told::map;
 use super::world::{answer, delay_of, error_kind, no_answer, record, sleep, timestamp, unmocked};
 use crate::host::http::{HttpError, HttpErrorKind, HttpRequest, Outcome, shown};
 use crate::script::call::{Call, ScriptResult, error};
-use crate::script::data::{Secrets, to_json};
+use crate::script::data::{Secrets, kind_of, to_json};
 use crate::script::options::Options;
 use crate::script::types::Blob;
 
@@ -65,7 +65,7 @@ fn once(call: &Call, client: &Client, request: &HttpRequest) -> ScriptResult<Res
             }
         };
     }
-    let kind = given.type_name();
+    let kind = kind_of(&given);
     let mut given = given
         .try_cast::<Map>()
         .ok_or_else(|| no_answer(&what, &format!("gives a {kind}; write #{{ status: 200, json: .. }}")))?;

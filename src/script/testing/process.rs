@@ -9,6 +9,7 @@ use super::mock::write_file;
 use super::told::map;
 use super::world::{answer, delay_of, error_kind, no_answer, record, sleep, unmocked};
 use crate::script::call::{Call, ScriptResult, error};
+use crate::script::data::kind_of;
 use crate::script::options::Options;
 
 /// A program that would be run.
@@ -45,7 +46,7 @@ pub(in crate::script) fn run_program(call: &Call, program: Program) -> ScriptRes
     let mut given = if given.is_string() {
         map([("stdout", given)])
     } else {
-        let kind = given.type_name();
+        let kind = kind_of(&given);
         given.try_cast::<Map>().ok_or_else(|| no_answer(&what, &format!("gives a {kind}; write a map or a text")))?
     };
     let delay = delay_of(&mut given)?;

@@ -12,6 +12,7 @@ use crate::host::http::{HttpError, HttpErrorKind};
 use crate::host::ws::{End, Event, Filter, Frame, WsRequest};
 use crate::script::api::text_of;
 use crate::script::call::{Call, ScriptResult};
+use crate::script::data::kind_of;
 use crate::script::options::duration;
 use crate::script::types::Blob;
 
@@ -80,7 +81,7 @@ fn script(url: &str, frames: &Dynamic) -> ScriptResult<Vec<Coming>> {
         return Ok(Vec::new());
     }
     let Some(frames) = frames.read_lock::<Array>() else {
-        let kind = frames.type_name();
+        let kind = kind_of(frames);
         return Err(no_answer(&format!("websocket {url}"), &format!("gives a {kind}; write an array of frames")));
     };
     frames.iter().map(|frame| coming(url, frame)).collect()
