@@ -2,6 +2,7 @@ use std::error::Error;
 use std::time::Duration;
 
 use reqwest::Url;
+use reqwest::header::HeaderMap;
 
 /// Why a request has no usable answer.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -12,6 +13,8 @@ pub struct HttpError {
     pub message: String,
     /// The server's wish.
     pub retry_after: Option<Duration>,
+    /// Of the answer, where there was one.
+    pub headers: HeaderMap,
     /// The beginning of the answer's body, where there was an answer.
     pub body: String,
 }
@@ -34,7 +37,14 @@ pub enum HttpErrorKind {
 
 impl HttpError {
     pub fn new(kind: HttpErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, status: None, message: message.into(), retry_after: None, body: String::new() }
+        Self {
+            kind,
+            status: None,
+            message: message.into(),
+            retry_after: None,
+            headers: HeaderMap::new(),
+            body: String::new(),
+        }
     }
 
     pub(in crate::host) fn of(cause: reqwest::Error, what: &str) -> Self {

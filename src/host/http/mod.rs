@@ -10,5 +10,5 @@ mod sse;
 pub use clients::{ClientOptions, HttpClients};
 pub use error::{HttpError, HttpErrorKind, cause_text, shown};
 pub use request::{Fill, HttpRequest, next_chunk, refusal, send};
-pub use retry::{Outcome, RetryOn, RetryPolicy};
+pub use retry::{Outcome, RetryOn, RetryPolicy, retry_after};
 pub use sse::{SseEvent, SseParser};

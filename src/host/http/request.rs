@@ -155,7 +155,8 @@ pub async fn next_chunk(response: &mut Response, idle: Duration, what: &str) -> 
 /// The error that an answer with this status is, with the beginning of its body.
 pub async fn refusal(mut response: Response, what: &str) -> HttpError {
     let status = response.status();
-    let retry_after = retry_after(response.headers(), SystemTime::now());
+    let headers = response.headers().clone();
+    let retry_after = retry_after(&headers, SystemTime::now());
     let mut body = Vec::new();
     let read = async {
         while body.len() < MAX_REFUSAL {
@@ -166,5 +167,5 @@ pub async fn refusal(mut response: Response, what: &str) -> HttpError {
     let _ = tokio::time::timeout(REFUSAL_PATIENCE, read).await;
     let body = String::from_utf8_lossy(&body).into_owned();
     let message = format!("{what} answered {status}");
-    HttpError { kind: HttpErrorKind::Status, status: Some(status.as_u16()), message, retry_after, body }
+    HttpError { kind: HttpErrorKind::Status, status: Some(status.as_u16()), message, retry_after, headers, body }
 }

@@ -1,7 +1,9 @@
 //! `HostError`: what primitives of the network throw. Scripts catch it and look at it; uncaught it decides about the job.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use reqwest::header::{HeaderMap, HeaderValue};
 use rhai::{EvalAltResult, Position};
 
 use crate::base::Seconds;
@@ -18,12 +20,15 @@ pub(in crate::script) struct HostError {
     pub message: String,
     pub status: Option<u16>,
     pub retry_after: Option<Duration>,
+    /// Of the answer, their names in small letters.
+    pub headers: BTreeMap<String, String>,
     pub body: String,
 }
 
 impl HostError {
     pub fn new(kind: &'static str, class: FailureClass, message: impl Into<String>) -> Self {
-        Self { kind, class, message: message.into(), status: None, retry_after: None, body: String::new() }
+        let (headers, body) = (BTreeMap::new(), String::new());
+        Self { kind, class, message: message.into(), status: None, retry_after: None, headers, body }
     }
 
     /// More came than is allowed, which it would again.
@@ -36,27 +41,37 @@ impl HostError {
     }
 }
 
-/// What the status of an answer means for the job that asked.
-fn class_of(status: u16) -> FailureClass {
-    match status {
-        401..=403 => FailureClass::Account,
-        408 | 409 | 423 | 425 | 429 | 500.. => FailureClass::Retryable,
+/// What the status of an answer means for the job that asked. Where the server says itself whether to try again, it knows best.
+fn class_of(status: u16, try_again: Option<bool>) -> FailureClass {
+    match (status, try_again) {
+        (401..=403, _) => FailureClass::Account,
+        (_, Some(true)) => FailureClass::Retryable,
+        (_, Some(false)) => FailureClass::Fatal,
+        (408 | 409 | 423 | 425 | 429 | 500.., None) => FailureClass::Retryable,
         _ => FailureClass::Fatal,
     }
 }
 
+/// `x-should-retry`, as the APIs of models send it.
+fn try_again(headers: &HeaderMap) -> Option<bool> {
+    headers.get("x-should-retry")?.to_str().ok()?.parse().ok()
+}
+
 impl From<HttpError> for HostError {
     fn from(cause: HttpError) -> Self {
+        let status = cause.status.unwrap_or_default();
         let (kind, class) = match cause.kind {
             HttpErrorKind::Timeout => ("timeout", FailureClass::Retryable),
             HttpErrorKind::Connect => ("connect", FailureClass::Retryable),
-            HttpErrorKind::Status => ("status", class_of(cause.status.unwrap_or_default())),
+            HttpErrorKind::Status => ("status", class_of(status, try_again(&cause.headers))),
             HttpErrorKind::Limit => ("limit", FailureClass::Fatal),
             HttpErrorKind::Invalid => ("invalid", FailureClass::Fatal),
             HttpErrorKind::Data => ("data", FailureClass::Retryable),
         };
-        let HttpError { message, status, retry_after, body, .. } = cause;
-        Self { kind, class, message, status, retry_after, body }
+        let HttpError { message, status, retry_after, headers, body, .. } = cause;
+        let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+        let headers = headers.iter().map(|(name, value)| (name.as_str().to_owned(), text(value))).collect();
+        Self { kind, class, message, status, retry_after, headers, body }
     }
 }
 
@@ -129,6 +144,12 @@ mod functions {
         cause.retry_after.map_or(Dynamic::UNIT, |wait| wait.as_secs_f64().into())
     }
 
+    /// A header of the answer, whatever the letters of its name; `()` where it is not there, or no answer was.
+    #[rhai_fn(name = "header", pure)]
+    pub fn error_header(cause: &mut HostError, name: &str) -> Dynamic {
+        cause.headers.get(&name.to_ascii_lowercase()).map_or(Dynamic::UNIT, |value| value.clone().into())
+    }
+
     /// The first 64 KiB of the body of the answer, as text.
     #[rhai_fn(get = "body", pure)]
     pub fn error_body(cause: &mut HostError) -> String {
@@ -145,5 +166,28 @@ mod functions {
     #[rhai_fn(name = "to_debug", pure)]
     pub fn error_to_debug(cause: &mut HostError) -> String {
         cause.message.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_says_whether_to_try_again_is_believed() {
+        let class = |status: u16, should: Option<&'static str>| {
+            let mut cause = HttpError::new(HttpErrorKind::Status, "no");
+            cause.status = Some(status);
+            if let Some(should) = should {
+                cause.headers.insert("x-should-retry", HeaderValue::from_static(should));
+            }
+            HostError::from(cause).class
+        };
+        assert_eq!(class(503, None), FailureClass::Retryable);
+        assert_eq!(class(503, Some("false")), FailureClass::Fatal);
+        assert_eq!(class(400, None), FailureClass::Fatal);
+        assert_eq!(class(400, Some("true")), FailureClass::Retryable);
+        assert_eq!(class(400, Some("perhaps")), FailureClass::Fatal);
+        assert_eq!(class(401, Some("true")), FailureClass::Account, "no other try has another key");
     }
 }

@@ -19,6 +19,7 @@ impl Mask {
         let mut cause = cause.into();
         cause.message = self.text(&cause.message);
         cause.body = self.text(&cause.body);
+        cause.headers.values_mut().for_each(|value| *value = self.text(value));
         cause
     }
 }

@@ -2,14 +2,15 @@
 //! event while it comes.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap};
 use rhai::{EvalAltResult, FnPtr};
 use serde_json::Value;
 
 use super::{Blob, BlobWriter, HostError};
-use crate::host::http::{SseParser, next_chunk};
+use crate::base::Timestamp;
+use crate::host::http::{SseParser, next_chunk, retry_after};
 use crate::script::api::{decode_base64, writable};
 use crate::script::call::{Call, ScriptResult, error};
 use crate::script::options::Options;
@@ -264,6 +265,15 @@ mod functions {
     #[rhai_fn(name = "header", pure)]
     pub fn response_header(response: &mut Response, name: &str) -> Dynamic {
         response.header(name).map_or(Dynamic::UNIT, Into::into)
+    }
+
+    /// How long the server asks to wait, in seconds, by `retry-after-ms` or `retry-after`, be it seconds or a date; `()` where it
+    /// does not.
+    #[rhai_fn(get = "retry_after", pure)]
+    pub fn response_retry_after(response: &mut Response) -> Dynamic {
+        let now = Call::with_current(|call| call.map_or_else(Timestamp::now, Call::timestamp));
+        let now = SystemTime::UNIX_EPOCH + Duration::from_millis(now.as_millis());
+        retry_after(&response.0.headers, now).map_or(Dynamic::UNIT, |wait| wait.as_secs_f64().into())
     }
 
     /// The body as a text, with what is no UTF-8 replaced. At most `max_body` of the request, and 8 MiB.
