@@ -278,6 +278,30 @@ async fn secrets_are_sent_and_never_shown() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_body_carries_a_secret_only_when_the_script_says_so() {
+    let (web, bench) = (Web::start().await, bench());
+    let (echo, refusing) = (web.url("/echo"), web.url("/status/401"));
+    let key = format!("secret(\"{SECRET_NAME}\")");
+    let form = reqwest::Url::parse_with_params(&echo, [("key", SECRET)]).unwrap();
+    for (kind, sent) in [
+        (format!("json: #{{ client: #{{ key: {key} }} }}"), format!("{{\"client\":{{\"key\":\"{SECRET}\"}}}}")),
+        (format!("form: #{{ key: {key} }}"), form.query().unwrap().to_owned()),
+    ] {
+        let failure = bench.run(&format!("http::post(\"{echo}\", #{{ {kind} }})")).await.unwrap_err();
+        assert!(failure.message.contains("secrets: true"), "{failure}");
+        // The server tells what came: that is the answer's, not ours to hide.
+        let length = format!("http::post(\"{echo}\", #{{ {kind}, secrets: true }}).json().body.len()");
+        assert_eq!(bench.run(&length).await.unwrap(), json!(sent.len()));
+        let body = format!(
+            "try {{ http::post(\"{refusing}\", #{{ {kind}, secrets: true }}) }}
+             catch (e) {{ return [e.message, e.body, `${{e}}`, e.header(\"x-echo\")]; }}"
+        );
+        let shown = bench.run(&body).await.unwrap().to_string();
+        assert!(shown.contains("401") && !shown.contains(SECRET), "{shown}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_connection_that_breaks_or_falls_silent_is_an_error_of_its_kind() {
     let bench = bench();
     let (address, heads) = raw_server("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nonly this").await;

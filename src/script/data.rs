@@ -16,6 +16,8 @@ pub(super) enum Secrets {
     Redact,
     /// An error: what is sent would not be what its author meant.
     Refuse,
+    /// As they are, where the script asked for just that, in what leaves the engine at once.
+    Reveal,
 }
 
 /// # Errors
@@ -24,13 +26,13 @@ pub(super) fn to_json(value: &Dynamic, secrets: Secrets) -> Result<Value, String
     convert(value, secrets, 0)
 }
 
-/// Whether a value is nested so little that any thread may drop it.
-pub(super) fn is_shallow(value: &Dynamic) -> bool {
 /// What scripts call the type of a value.
 pub(super) fn kind_of(value: &Dynamic) -> String {
     type_name(value.type_name())
 }
 
+/// Whether a value is nested so little that any thread may drop it.
+pub(super) fn is_shallow(value: &Dynamic) -> bool {
     fn within(value: &Dynamic, depth: usize) -> bool {
         if depth > MAX_DEPTH {
             return false;
@@ -45,6 +47,25 @@ pub(super) fn kind_of(value: &Dynamic) -> String {
         closure.iter_curry().all(|value| within(value, depth + 1))
     }
     within(value, 0)
+}
+
+/// The secrets that lie in the data.
+pub(super) fn secrets_in(value: &Dynamic) -> Vec<Secret> {
+    fn collect(value: &Dynamic, depth: usize, found: &mut Vec<Secret>) {
+        if depth > MAX_DEPTH {
+            return;
+        }
+        if let Some(map) = value.read_lock::<Map>() {
+            map.values().for_each(|value| collect(value, depth + 1, found));
+        } else if let Some(array) = value.read_lock::<Array>() {
+            array.iter().for_each(|value| collect(value, depth + 1, found));
+        } else if let Some(secret) = value.read_lock::<Secret>() {
+            found.push(secret.clone());
+        }
+    }
+    let mut found = Vec::new();
+    collect(value, 0, &mut found);
+    found
 }
 
 fn convert(value: &Dynamic, secrets: Secrets, depth: usize) -> Result<Value, String> {
@@ -71,6 +92,7 @@ fn convert(value: &Dynamic, secrets: Secrets, depth: usize) -> Result<Value, Str
         return match secrets {
             Secrets::Redact => Ok(Value::String(secret.to_string())),
             Secrets::Refuse => Err("a secret cannot be part of this: use it in headers, auth or env".to_owned()),
+            Secrets::Reveal => Ok(Value::String(secret.reveal().to_owned())),
         };
     }
     rhai::serde::from_dynamic(value).map_err(|_| format!("a {} is no plain data", kind_of(value)))

@@ -7,16 +7,19 @@ use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::multipart::{Form, Part};
 use rhai::Array;
 
+use super::head::Head;
 use crate::host::http::Fill;
 use crate::script::api::fs::readable;
 use crate::script::call::{ScriptResult, error};
-use crate::script::data::{Secrets, to_json};
+use crate::script::data::{Secrets, secrets_in, to_json};
 use crate::script::options::{Options, scalar};
 use crate::script::prelude::*;
-use crate::script::types::Blob;
+use crate::script::types::{Blob, Mask, Secret};
 
 /// The body, as a function that puts it into a request.
-pub(super) fn fill(what: &'static str, options: &mut Options, headers: &mut HeaderMap) -> ScriptResult<Option<Fill>> {
+pub(super) fn fill(what: &'static str, options: &mut Options, head: &mut Head) -> ScriptResult<Option<Fill>> {
+    let secrets = if options.flag("secrets")?.unwrap_or(false) { Secrets::Reveal } else { Secrets::Refuse };
+    let headers = &mut head.headers;
     let given = ["json", "form", "multipart", "body"].map(|key| (key, options.take(key)));
     let mut given = given.into_iter().filter_map(|(key, value)| Some((key, value?)));
     let Some((key, value)) = given.next() else { return Ok(None) };
@@ -28,16 +31,32 @@ pub(super) fn fill(what: &'static str, options: &mut Options, headers: &mut Head
     };
     let fill: Fill = match key {
         "json" => {
-            let json = to_json(&value, Secrets::Refuse).map_err(|why| error(format!("{what}: json: {why}")))?;
+            let json = to_json(&value, secrets).map_err(|why| {
+                let why =
+                    why.replace("headers, auth or env", "headers or auth, or send it with the option secrets: true");
+                error(format!("{what}: json: {why}"))
+            })?;
+            hide(&mut head.mask, &value, |text| serde_json::Value::from(text).to_string().trim_matches('"').to_owned());
             default_type("application/json");
             let text = bytes::Bytes::from(json.to_string());
             Arc::new(move |builder| builder.body(text.clone()))
         }
         "form" => {
             let map = value.try_cast::<Map>().ok_or_else(|| options.wrong("form", "must be a map"))?;
+            let text = |value: &Dynamic| match value.read_lock::<Secret>() {
+                Some(secret) if secrets == Secrets::Reveal => Some(secret.reveal().to_owned()),
+                _ => scalar(value),
+            };
             let pairs: Option<Vec<(String, String)>> =
-                map.into_iter().map(|(name, value)| Some((name.to_string(), scalar(&value)?))).collect();
-            let pairs = pairs.ok_or_else(|| options.wrong("form", "its values must be texts or numbers"))?;
+                map.iter().map(|(name, value)| Some((name.to_string(), text(value)?))).collect();
+            let wanted = "its values must be texts or numbers, or secrets with the option secrets: true";
+            let pairs = pairs.ok_or_else(|| options.wrong("form", wanted))?;
+            hide(&mut head.mask, &Dynamic::from_map(map), |text| {
+                reqwest::Url::parse_with_params("http://h/", [("", text)])
+                    .ok()
+                    .and_then(|url| Some(url.query()?.trim_start_matches('=').to_owned()))
+                    .unwrap_or_default()
+            });
             Arc::new(move |builder| builder.form(&pairs))
         }
         "multipart" => {
@@ -65,6 +84,14 @@ pub(super) fn fill(what: &'static str, options: &mut Options, headers: &mut Head
         },
     };
     Ok(Some(fill))
+}
+
+/// Has messages show no secret of a body, be it as it is or as it was sent.
+fn hide(mask: &mut Mask, value: &Dynamic, sent: impl Fn(&str) -> String) {
+    for secret in secrets_in(value) {
+        mask.add(Secret::new(sent(secret.reveal())));
+        mask.add(secret);
+    }
 }
 
 struct FormPart {

@@ -81,7 +81,7 @@ impl Exchange {
         if let Some(query) = options.map("query")? {
             add_query(what, &mut url, query)?;
         }
-        let fill = fill(what, &mut options, &mut head.headers)?;
+        let fill = fill(what, &mut options, &mut head)?;
         let timeout = options.duration("timeout")?.unwrap_or(TIMEOUT);
         let idle = options.duration("idle")?.unwrap_or(IDLE);
         let max_saved = options.size("max_body")?;

@@ -30,6 +30,7 @@ pub(super) fn module() -> Module {
 /// | `multipart` | the body: parts, see the guide | |
 /// | `body` | the body: a text or a blob | |
 /// | `auth` | `#{ bearer: .. }` or `#{ user: .., password: .. }`, texts or secrets | none |
+/// | `secrets` | `json` and `form` may hold secrets, which are sent as they are; else they are an error | false |
 /// | `timeout` | of one try, up to the head of the answer | 10 min |
 /// | `idle` | the longest silence while the body comes | 60 s |
 /// | `max_body` | of the answer's body; `save` takes as much as comes unless this is given | 64 MiB |
