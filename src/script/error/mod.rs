@@ -83,7 +83,8 @@ impl Places<'_> {
         }
         let before = source.map(|source| before(source, position)).unwrap_or_default();
         let own: Vec<String> = self.sources.iter().flat_map(|source| function_names(&source.text)).collect();
-        let (message, help) = runtime::explain(inner, self.functions, &own, &before, limit);
+        let (message, help) =
+            runtime::explain(inner, self.functions, &own, &before, limit, self.engine.max_operations());
         let mut problem = Problem::error(message);
         problem.help = help;
         for note in notes {

@@ -16,6 +16,7 @@ pub(super) fn explain(
     own: &[String],
     before: &str,
     limit: Option<Duration>,
+    operations: u64,
 ) -> (String, Option<String>) {
     match cause {
         EvalAltResult::ErrorFunctionNotFound(signature, _) => not_found(signature, functions, own),
@@ -66,7 +67,7 @@ pub(super) fn explain(
         EvalAltResult::ErrorArithmetic(text, _) => (lowercase(text), None),
         EvalAltResult::ErrorTooManyOperations(_) => (
             "the script computed too long: it loops, or does too much".to_owned(),
-            Some("hooks that only compute have 5 million operations".to_owned()),
+            Some(format!("it has {} million operations", operations / 1_000_000)),
         ),
         EvalAltResult::ErrorStackOverflow(_) => {
             ("functions call each other too deeply".to_owned(), Some("a recursion has no end".to_owned()))
