@@ -4,11 +4,13 @@
 use std::cell::{Cell, RefCell};
 use std::ffi::OsString;
 use std::future::Future;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use reqwest::Client;
 use rhai::{Dynamic, EvalAltResult, Position};
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::hooks::StepObserver;
@@ -17,6 +19,7 @@ use super::program::Deps;
 use super::testing;
 use crate::base::Timestamp;
 use crate::host::held_by_thread;
+use crate::host::http::{ClientOptions, HttpError};
 use crate::worker::JobSink;
 
 /// The value of `ErrorTerminated` tells why a call was ended.
@@ -29,7 +32,10 @@ pub(super) const MAX_MEMORY: usize = 256 * 1024 * 1024;
 
 #[derive(Clone)]
 pub(super) struct Call {
-    pub deps: Arc<Deps>,
+    /// See [`Call::world`].
+    deps: Arc<Deps>,
+    /// What it does and finds is made up by a test; see `testing`.
+    mocked: bool,
     pub cancel: CancellationToken,
     pub deadline: Instant,
     pub sink: Option<Arc<dyn JobSink>>,
@@ -41,8 +47,13 @@ pub(super) struct Call {
     /// Bytes that its values may take.
     pub memory: usize,
     pub lines: Arc<Lines>,
-    /// What it does and finds is made up by a test; see `testing`.
-    pub mocked: bool,
+}
+
+/// What a call acts on.
+pub(super) enum World<'a> {
+    Real(&'a Deps),
+    /// A test's: `testing` answers.
+    MadeUp,
 }
 
 thread_local! {
@@ -68,6 +79,49 @@ impl Drop for Restore {
 pub(super) type ScriptResult<T> = Result<T, Box<EvalAltResult>>;
 
 impl Call {
+    pub fn new(deps: Arc<Deps>, mocked: bool, cancel: CancellationToken, deadline: Instant) -> Self {
+        Self {
+            deps,
+            mocked,
+            cancel,
+            deadline,
+            sink: None,
+            work_dir: None,
+            steps: None,
+            pure: false,
+            memory: MAX_MEMORY,
+            lines: Arc::default(),
+        }
+    }
+
+    /// The same in a world that a test makes up.
+    pub fn made_up(self) -> Self {
+        Self { mocked: true, ..self }
+    }
+
+    /// What it may act on: the one way to all that reaches out of the engine, so that whoever acts says as well what a test
+    /// gets instead.
+    pub fn world(&self) -> World<'_> {
+        if self.mocked { World::MadeUp } else { World::Real(&self.deps) }
+    }
+
+    pub fn is_made_up(&self) -> bool {
+        self.mocked
+    }
+
+    pub fn runtime(&self) -> &Handle {
+        &self.deps.runtime
+    }
+
+    pub fn machine_dir(&self) -> &Path {
+        &self.deps.config.machine_dir
+    }
+
+    /// A client of HTTP, which by itself asks nobody; what is asked goes through `Exchange` and `ws`.
+    pub fn client(&self, way: &ClientOptions) -> Result<Client, HttpError> {
+        self.deps.http.get(way)
+    }
+
     /// Runs `work` with this call as the current one.
     pub fn scope<T>(self, work: impl FnOnce() -> T) -> T {
         let allowance = ALLOWANCE.replace(held_by_thread() + self.memory.cast_signed());

@@ -54,7 +54,7 @@ fn say_left_out(lines: u64) {
 
 /// Writes a line of the current call; `None` is for those who look for a fault.
 pub(super) fn write(level: Option<Level>, text: &str) {
-    if Call::with_current(|call| call.is_some_and(|call| call.mocked)) {
+    if Call::with_current(|call| call.is_some_and(Call::is_made_up)) {
         return testing::logged(level, text);
     }
     let left_out = Call::with_current(|call| call.map_or(Some(0), |call| call.lines.admit(Instant::now())));

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
-use super::call::{Call, MAX_MEMORY, ScriptResult, error};
+use super::call::{Call, ScriptResult, error};
 use super::config::ConfigSchema;
 use super::connector::ConnectorProgram;
 use super::data::{Secrets, to_json};
@@ -301,18 +301,9 @@ impl Program {
     }
 
     pub fn call(&self, cancel: CancellationToken, deadline: Instant) -> Call {
-        Call {
-            deps: Arc::clone(&self.deps),
-            cancel,
-            deadline,
-            sink: None,
-            work_dir: None,
-            steps: None,
-            pure: self.power == Power::Pure,
-            memory: MAX_MEMORY,
-            lines: Arc::default(),
-            mocked: self.power == Power::Test,
-        }
+        let mut call = Call::new(Arc::clone(&self.deps), self.power == Power::Test, cancel, deadline);
+        call.pure = self.power == Power::Pure;
+        call
     }
 
     /// The error with its place and a remedy.

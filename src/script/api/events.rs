@@ -5,10 +5,11 @@ use std::time::Instant;
 use rhai::Array;
 use serde_json::Value;
 
-use crate::script::call::{Call, ScriptResult, error};
+use crate::script::call::{Call, ScriptResult, World, error};
 use crate::script::data::{Secrets, to_json};
 use crate::script::options::Options;
 use crate::script::prelude::*;
+use crate::script::program::Deps;
 use crate::script::testing;
 use crate::telemetry::{EventLog, Level};
 
@@ -43,17 +44,15 @@ mod functions {
     /// As many as there are where `n` is more.
     #[rhai_fn(return_raw)]
     pub fn recent(n: i64) -> ScriptResult<Array> {
-        if Call::current()?.mocked {
-            return Ok(Array::new());
-        }
-        let events = log()?.recent(usize::try_from(n).unwrap_or(0));
+        let call = Call::current()?;
+        let World::Real(deps) = call.world() else { return Ok(Array::new()) };
+        let events = log(deps)?.recent(usize::try_from(n).unwrap_or(0));
         events.iter().map(|event| rhai::serde::to_dynamic(event.as_ref())).collect()
     }
 }
 
-fn log() -> ScriptResult<EventLog> {
-    let call = Call::current()?;
-    call.deps.config.events.clone().ok_or_else(|| error("there are no events here: no machine runs"))
+fn log(deps: &Deps) -> ScriptResult<EventLog> {
+    deps.config.events.clone().ok_or_else(|| error("there are no events here: no machine runs"))
 }
 
 fn tell(name: &str, message: &str, options: Map) -> ScriptResult<()> {
@@ -72,11 +71,10 @@ fn tell(name: &str, message: &str, options: Map) -> ScriptResult<()> {
     let data = options.map("data")?.map(|data| to_json(&Dynamic::from_map(data), Secrets::Redact));
     let data = data.transpose().map_err(|why| options.wrong("data", &why))?.unwrap_or(Value::Null);
     options.finish()?;
-    if Call::current()?.mocked {
-        return testing::emitted(name, message, data);
-    }
-    let (log, call) = (log()?, Call::current()?);
-    if call.deps.may_emit(Instant::now()) {
+    let call = Call::current()?;
+    let World::Real(deps) = call.world() else { return testing::emitted(name, message, data) };
+    let log = log(deps)?;
+    if deps.may_emit(Instant::now()) {
         log.say(format!("script.{name}"), level, subject, message.to_owned(), data);
     } else {
         tracing::warn!("script: the event script.{name} was left out, there are too many: {message}");

@@ -110,9 +110,9 @@ fn read(path: &str) -> ScriptResult<Vec<u8>> {
 
 pub(in crate::script) fn readable(path: &str) -> ScriptResult<PathBuf> {
     let call = Call::current()?;
-    let config = &call.deps.config;
-    let base = call.work_dir.clone().unwrap_or_else(|| config.machine_dir.clone());
-    let mut roots = vec![config.machine_dir.clone()];
+    let machine_dir = call.machine_dir().to_owned();
+    let base = call.work_dir.clone().unwrap_or_else(|| machine_dir.clone());
+    let mut roots = vec![machine_dir];
     roots.extend(call.work_dir);
     inside(&base, path, &roots)
 }

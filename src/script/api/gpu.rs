@@ -4,7 +4,7 @@ use rhai::Array;
 
 use crate::base::Timestamp;
 use crate::host::{GpuProcess, GpuSample, GpuStatus, Throttle};
-use crate::script::call::{Call, ScriptResult, error};
+use crate::script::call::{Call, ScriptResult, World, error};
 use crate::script::prelude::*;
 use crate::script::testing;
 
@@ -59,10 +59,8 @@ mod functions {
 
 fn all() -> ScriptResult<Vec<Map>> {
     let call = Call::current()?;
-    if call.mocked {
-        return testing::gpus();
-    }
-    let gpus = call.deps.config.gpus.as_ref().ok_or_else(|| error("no machine runs here"))?;
+    let World::Real(deps) = call.world() else { return testing::gpus() };
+    let gpus = deps.config.gpus.as_ref().ok_or_else(|| error("no machine runs here"))?;
     Ok(gpus.get().gpus.iter().map(|gpu| map_of(gpu, call.timestamp())).collect())
 }
 

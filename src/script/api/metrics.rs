@@ -68,7 +68,7 @@ fn act(name: &str, labels: Map, what: Change) -> ScriptResult<()> {
         Ok((name.to_string(), text))
     };
     let labels = labels.into_iter().map(label).collect::<ScriptResult<Vec<_>>>()?;
-    if call.mocked {
+    if call.is_made_up() {
         testing::measured(name, &labels, &what);
         return Ok(());
     }

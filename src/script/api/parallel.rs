@@ -60,7 +60,9 @@ fn run(context: &NativeCallContext<'_>, functions: Array, options: Map) -> Scrip
 
     let threads = functions.len().min(limit as usize);
     let cancel = call.cancel.child_token();
-    let each = Call { cancel: cancel.clone(), memory: call.memory / threads, ..call.clone() };
+    let mut each = call.clone();
+    each.cancel = cancel.clone();
+    each.memory = call.memory / threads;
     let next = AtomicUsize::new(0);
     let results: Mutex<Vec<Dynamic>> = Mutex::new(vec![Dynamic::UNIT; functions.len()]);
     let failed: Mutex<Option<Box<EvalAltResult>>> = Mutex::default();
@@ -84,7 +86,7 @@ fn run(context: &NativeCallContext<'_>, functions: Array, options: Map) -> Scrip
             }
         }
     };
-    if call.mocked {
+    if call.is_made_up() {
         // What a test made up lies in its own thread; one after the other is one of the orders that there may be.
         each.scope(work);
     } else {

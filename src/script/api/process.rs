@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 use super::fs::inside;
 use crate::base::{ByteSize, Seconds};
 use crate::host::process::{Exit, Lineage, Processes, SpawnSpec, Stdin};
-use crate::script::call::{Call, ScriptResult, error, terminated};
+use crate::script::call::{Call, ScriptResult, World, error, terminated};
 use crate::script::prelude::*;
 use crate::script::program::basic_environment;
 use crate::script::testing;
@@ -110,10 +110,10 @@ fn run_program(call: &Call, options: Options) -> ScriptResult<Map> {
     if let Some(why) = call.interruption() {
         return Err(terminated(why));
     }
-    if call.mocked {
+    let World::Real(deps) = call.world() else {
         return testing::run_program(call, testing::Program::from(options));
-    }
-    let config = &call.deps.config;
+    };
+    let config = &deps.config;
     let base = call.work_dir.clone().unwrap_or_else(|| config.machine_dir.clone());
     let mut roots = vec![config.machine_dir.clone()];
     roots.extend(call.work_dir.clone());
@@ -140,7 +140,7 @@ fn run_program(call: &Call, options: Options) -> ScriptResult<Map> {
     let own_deadline = options.timeout.map(|timeout| begun + timeout.get());
     let limit = options.max_output.unwrap_or(ByteSize::mib(1)).as_usize();
     // Entered so that the pipes register with the runtime.
-    let _entered = call.deps.runtime.enter();
+    let _entered = deps.runtime.enter();
     let (report, exit) = oneshot::channel();
     let spawned = config.processes.spawn(&spec, move |exit| {
         let _ = report.send(exit);
@@ -152,10 +152,10 @@ fn run_program(call: &Call, options: Options) -> ScriptResult<Map> {
             _ => error(format!("{program:?} cannot be started: {cause}")),
         }
     })?;
-    let stdout = call.deps.runtime.spawn(collect(spawned.stdout, limit));
-    let stderr = call.deps.runtime.spawn(collect(spawned.stderr, limit));
+    let stdout = deps.runtime.spawn(collect(spawned.stdout, limit));
+    let stderr = deps.runtime.spawn(collect(spawned.stderr, limit));
     if let (Some(fd), Some(text)) = (spawned.stdin, options.stdin) {
-        call.deps.runtime.spawn(feed(fd, text));
+        deps.runtime.spawn(feed(fd, text));
     }
     let killer = Killer { processes: config.processes.clone(), lineage: spawned.lineage };
     let outcome = call.wait(async {
@@ -168,7 +168,7 @@ fn run_program(call: &Call, options: Options) -> ScriptResult<Map> {
     drop(killer);
     let exit = outcome?;
     let timed_out = exit.is_none();
-    let (stdout, stderr) = call.deps.runtime.block_on(async {
+    let (stdout, stderr) = deps.runtime.block_on(async {
         let finish = |task| async { tokio::time::timeout(DRAIN, task).await.ok().and_then(Result::ok) };
         tokio::join!(finish(stdout), finish(stderr))
     });

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use crate::script::call::{Call, ScriptResult, error};
+use crate::host::redis::RedisConnections;
+use crate::script::call::{Call, ScriptResult, World, error};
 use crate::script::options::{Options, Word};
 use crate::script::prelude::*;
 use crate::script::types::{HostError, Mask, RedisClient, Secret};
@@ -45,8 +46,8 @@ mod functions {
     /// As `open()`, with options.
     #[rhai_fn(name = "open", return_raw)]
     pub fn open_with(options: Map) -> ScriptResult<RedisClient> {
-        let mocked = Call::current()?.mocked;
-        let url = if mocked { Secret::new("redis://mocked") } else { Secret::of_environment("REDIS_URL")? };
+        let made_up = Call::current()?.is_made_up();
+        let url = if made_up { Secret::new("redis://mocked") } else { Secret::of_environment("REDIS_URL")? };
         client("redis::open", &Dynamic::from(url), options)
     }
 }
@@ -62,7 +63,16 @@ fn client(what: &'static str, url: &Dynamic, options: Map) -> ScriptResult<Redis
     if let Some(secret) = url.secret() {
         mask.add(secret.clone());
     }
-    let _runtime = call.deps.runtime.enter();
-    let connection = call.deps.redis.get(url.text()).map_err(|cause| mask.error(HostError::from(cause)))?;
+    let _runtime = call.runtime().enter();
+    let connection = match call.world() {
+        World::Real(deps) => {
+            deps.redis.get(url.text()).map(Some).map_err(|cause| mask.error(HostError::from(cause)))?
+        }
+        // What is wrong with the address is told in a test, too; nothing is connected to.
+        World::MadeUp => {
+            RedisConnections::default().get(url.text()).map_err(|cause| mask.error(HostError::from(cause)))?;
+            None
+        }
+    };
     Ok(RedisClient::new(connection, prefix, timeout))
 }

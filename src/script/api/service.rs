@@ -1,8 +1,9 @@
 //! `service::`: the machine's services.
 
 use crate::base::Name;
-use crate::script::call::{Call, ScriptResult, error};
+use crate::script::call::{Call, ScriptResult, World, error};
 use crate::script::prelude::*;
+use crate::script::program::Deps;
 use crate::script::testing;
 use crate::supervisor::{SupervisorHandle, UnknownService};
 
@@ -17,10 +18,9 @@ mod functions {
     /// `"backoff"`, `"crash_loop"`, `"completed"` or `"failed"`.
     #[rhai_fn(return_raw)]
     pub fn state(name: &str) -> ScriptResult<String> {
-        if Call::current()?.mocked {
-            return testing::service_state(name);
-        }
-        let status = supervisor()?.status();
+        let call = Call::current()?;
+        let World::Real(deps) = call.world() else { return testing::service_state(name) };
+        let status = supervisor(deps)?.status();
         let service = status.services.get(name).ok_or_else(|| error(format!("there is no service {name:?}")))?;
         Ok(service.state.to_string())
     }
@@ -49,14 +49,12 @@ pub(super) fn act(
     name: &str,
     verb: fn(&SupervisorHandle, &Name) -> Result<(), UnknownService>,
 ) -> ScriptResult<()> {
-    if Call::current()?.mocked {
-        return testing::act_on_service(what, name);
-    }
+    let call = Call::current()?;
+    let World::Real(deps) = call.world() else { return testing::act_on_service(what, name) };
     let name = Name::new(name).map_err(|cause| error(cause.to_string()))?;
-    verb(&supervisor()?, &name).map_err(|cause| error(cause.to_string()))
+    verb(&supervisor(deps)?, &name).map_err(|cause| error(cause.to_string()))
 }
 
-pub(super) fn supervisor() -> ScriptResult<SupervisorHandle> {
-    let call = Call::current()?;
-    call.deps.config.supervisor.clone().ok_or_else(|| error("no services run here"))
+pub(super) fn supervisor(deps: &Deps) -> ScriptResult<SupervisorHandle> {
+    deps.config.supervisor.clone().ok_or_else(|| error("no services run here"))
 }

@@ -8,7 +8,7 @@ use super::process::run_map;
 use super::service::{act, supervisor};
 use crate::base::parse_duration;
 use crate::script::StepReport;
-use crate::script::call::{Call, ScriptResult, error};
+use crate::script::call::{Call, ScriptResult, World, error};
 use crate::script::prelude::*;
 use crate::script::testing;
 use crate::supervisor::{ServiceState, SupervisorHandle};
@@ -36,11 +36,11 @@ mod functions {
     /// Starts all services in dependency order and returns at once.
     #[rhai_fn(return_raw)]
     pub fn start_all() -> ScriptResult<()> {
-        if Call::current()?.mocked {
-            testing::start_all_services();
-            return Ok(());
+        let call = Call::current()?;
+        match call.world() {
+            World::Real(deps) => supervisor(deps)?.start_all(),
+            World::MadeUp => testing::start_all_services(),
         }
-        supervisor()?.start_all();
         Ok(())
     }
 
@@ -95,10 +95,8 @@ fn run_step(context: &NativeCallContext<'_>, name: &str, body: &FnPtr) -> Script
 
 fn wait_until_ready(name: &str, limit: Option<Duration>) -> ScriptResult<()> {
     let call = Call::current()?;
-    if call.mocked {
-        return testing::wait_for_service(name, limit);
-    }
-    let mut status = supervisor()?.subscribe();
+    let World::Real(deps) = call.world() else { return testing::wait_for_service(name, limit) };
+    let mut status = supervisor(deps)?.subscribe();
     let settled =
         |state: ServiceState| matches!(state, ServiceState::Ready | ServiceState::Completed | ServiceState::Failed);
     let wait = status.wait_for(|status| status.services.get(name).is_none_or(|service| settled(service.state)));

@@ -1,7 +1,7 @@
 //! `storage::`: objects in a directory, S3, Google Cloud Storage or Azure. The work is done in `host::storage`.
 
 use crate::host::storage::Credentials;
-use crate::script::call::{Call, ScriptResult};
+use crate::script::call::{Call, ScriptResult, World};
 use crate::script::options::{Options, Word};
 use crate::script::prelude::*;
 use crate::script::testing;
@@ -59,14 +59,14 @@ mod functions {
             path_style: options.flag("path_style")?,
         };
         options.finish()?;
-        if call.mocked {
+        let World::Real(deps) = call.world() else {
             return Ok(Store::new(testing::storage(&url), mask));
-        }
+        };
         let environment = std::env::vars_os().filter_map(|(name, value)| {
             let name = name.into_string().ok()?;
             PREFIXES.iter().any(|prefix| name.starts_with(prefix)).then_some((name, value.into_string().ok()?))
         });
-        let storage = call.deps.storages.open(&url, &credentials, environment);
+        let storage = deps.storages.open(&url, &credentials, environment);
         let storage = storage.map_err(|cause| mask.error(HostError::from(cause)))?;
         Ok(Store::new(storage, mask))
     }

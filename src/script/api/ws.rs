@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::http::Head;
 use crate::host::ws::{Filter, Frame, Link, SharedRequest, WsOptions, WsRequest, open};
-use crate::script::call::{Call, ScriptResult, error};
+use crate::script::call::{Call, ScriptResult, World, error};
 use crate::script::data::{Secrets, to_json};
 use crate::script::options::Options;
 use crate::script::prelude::*;
@@ -83,12 +83,12 @@ fn dial(url: &str, options: Map) -> ScriptResult<WebSocket> {
     let mut options = Options::new("ws::connect", options);
     let (head, request) = request(url, &mut options)?;
     options.finish()?;
-    let client = call.deps.http.get(&head.way).map_err(HostError::from)?;
-    if call.mocked {
+    let client = call.client(&head.way).map_err(HostError::from)?;
+    if call.is_made_up() {
         return Ok(WebSocket::mocked(testing::connect(&call, &request, None)?.map_err(HostError::from)?, head));
     }
     let socket = call.wait(open(&client, &request))?.map_err(|cause| head.mask.error(cause))?;
-    let _runtime = call.deps.runtime.enter();
+    let _runtime = call.runtime().enter();
     Ok(WebSocket::new(Link::start(socket, &request.what(), &request.options), head))
 }
 
@@ -101,17 +101,17 @@ fn share(url: &str, options: Map) -> ScriptResult<Subscription> {
     let linger = options.duration("linger")?.unwrap_or(LINGER);
     let hello = options.take("hello").map(|value| text_of(&value)).transpose()?;
     options.finish()?;
-    let client = call.deps.http.get(&head.way).map_err(HostError::from)?;
-    if call.mocked {
+    let client = call.client(&head.way).map_err(HostError::from)?;
+    let World::Real(deps) = call.world() else {
         let socket = testing::connect(&call, &request, Some(filter))?.map_err(HostError::from)?;
         if let Some(hello) = hello {
             socket.send(&Frame::text(hello))?.map_err(HostError::from)?;
         }
         return Ok(Subscription::mocked(socket, head));
-    }
+    };
     let limit = request.options.timeout;
     let shared = SharedRequest { request, client, way: head.way.clone(), hello, linger };
-    let subscribed = call.deps.sockets.subscribe(&call.deps.runtime, shared, filter, queue);
+    let subscribed = deps.sockets.subscribe(&deps.runtime, shared, filter, queue);
     let subscription = subscribed.map_err(HostError::from)?;
     call.wait(subscription.opened(limit))?.map_err(|cause| head.mask.error(cause))?;
     Ok(Subscription::new(subscription, head))

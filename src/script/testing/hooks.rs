@@ -146,8 +146,7 @@ fn the_machine() -> ScriptResult<MachineProgram> {
 /// A call inside the test's own, of `program`.
 fn inner(program: &Program, sink: Option<Arc<dyn JobSink>>) -> ScriptResult<Call> {
     let outer = Call::current()?;
-    let mut call = program.call(outer.cancel.child_token(), outer.deadline);
-    call.mocked = true;
+    let mut call = program.call(outer.cancel.child_token(), outer.deadline).made_up();
     call.sink = sink;
     call.work_dir = outer.work_dir;
     call.memory = outer.memory;

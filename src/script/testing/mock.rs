@@ -123,6 +123,6 @@ pub(super) fn write_file(call: &Call, path: &str, content: &str) -> ScriptResult
     if let Some(parent) = target.parent() {
         std::fs::create_dir_all(parent).map_err(|cause| failed(&cause))?;
     }
-    debug_assert!(call.mocked, "tests only make up files");
+    debug_assert!(call.is_made_up(), "tests only make up files");
     std::fs::write(&target, content).map_err(|cause| failed(&cause))
 }

@@ -1,8 +1,8 @@
 //! Tests of scripts, in scripts: a test calls the hooks of another script in a world that it makes up.
 //!
 //! Nothing of a test leaves its thread: what is mocked, the virtual clock and what was asked lie in a thread-local
-//! (`world`). A primitive that would act on the real world asks `Call::mocked` at the last step before it does, so that
-//! everything before (options, defaults, retries, what an answer means) is what runs in production.
+//! (`world`). A primitive gets what it acts on the real world with from `Call::world` at the last step, and nothing here,
+//! so that everything before (options, defaults, retries, what an answer means) is what runs in production.
 
 mod assert;
 mod clock;
@@ -54,8 +54,8 @@ mod tests {
     use super::sections;
     use crate::script::api::{self, Place};
 
-    /// What each namespace does in a test. A new one is named here when its functions ask `Call::mocked` where they would
-    /// touch the real world.
+    /// What each namespace does in a test. A new one is named here when its functions ask `Call::world` for what they
+    /// touch the real world with.
     const NAMESPACES: [(&str, &str); 16] = [
         ("blob", "computes; files are those of fs"),
         ("crypto", "computes"),

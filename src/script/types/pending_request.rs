@@ -23,7 +23,7 @@ impl PendingRequest {
         request: impl Future<Output = Result<Response, super::HostError>> + Send + 'static,
     ) -> Self {
         let (sender, answer) = watch::channel(None);
-        let task = call.deps.runtime.spawn(async move {
+        let task = call.runtime().spawn(async move {
             let outcome = request.await;
             sender.send_replace(Some(outcome));
         });

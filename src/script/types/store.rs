@@ -119,7 +119,7 @@ impl Store {
             return Err(error("store.presign: an address lasts for up to seven days"));
         }
         let call = Call::current()?;
-        if call.mocked {
+        if call.is_made_up() {
             return Ok(format!("{}?{method}&expires={}", self.0.storage.url(key), lasts.as_secs()));
         }
         self.wait(&call, self.0.storage.presign(method, key, lasts))

@@ -96,7 +96,7 @@ impl Exchange {
             ),
         };
         options.finish()?;
-        let client = call.deps.http.get(&head.way).map_err(HostError::from)?;
+        let client = call.client(&head.way).map_err(HostError::from)?;
         let headers = head.headers.clone();
         let request = HttpRequest { method, url, headers, fill, timeout, follow, retry, deadline: call.deadline };
         let limits = BodyLimits { idle, max: max_saved.unwrap_or(MAX_BODY), max_saved };

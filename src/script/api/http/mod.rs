@@ -120,7 +120,7 @@ mod functions {
         let (method, url, options) = addressed("http::start", options)?;
         let call = Call::current()?;
         let exchange = Exchange::read("http::start", &call, method, &url, options)?;
-        if call.mocked {
+        if call.is_made_up() {
             return Ok(PendingRequest::ended(exchange.run_mocked(&call)?));
         }
         Ok(PendingRequest::start(&call, exchange.run()))
@@ -139,5 +139,5 @@ fn addressed(what: &'static str, mut options: Map) -> ScriptResult<(Method, Stri
 fn perform(what: &'static str, method: Method, url: &str, options: Map) -> ScriptResult<Response> {
     let call = Call::current()?;
     let exchange = Exchange::read(what, &call, method, url, options)?;
-    Ok(if call.mocked { exchange.run_mocked(&call)? } else { call.wait(exchange.run())? }?)
+    Ok(if call.is_made_up() { exchange.run_mocked(&call)? } else { call.wait(exchange.run())? }?)
 }
