@@ -10,6 +10,7 @@ mod pressure;
 pub mod process;
 pub mod provision;
 pub mod redis;
+mod rooted;
 mod seen;
 mod signals;
 mod state_dir;
@@ -29,6 +30,7 @@ pub use gpu::{
 };
 pub use memory::give_back;
 pub use pressure::{Level, Resource, disk_space, levels, load};
+pub use rooted::Rooted;
 pub use seen::{Mark, Seen};
 pub use signals::{HostSignal, listen};
 pub use state_dir::{Identity, StateDir, StateDirError};

@@ -2,18 +2,18 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
 use super::call::{ScriptResult, error};
 use super::types::HostError;
+use crate::host::Rooted;
 use crate::queue::FailureClass;
 
 /// Removed again unless it is finished.
 pub(super) struct PartFile {
-    target: PathBuf,
-    part: PathBuf,
+    target: Rooted,
+    part: Rooted,
     file: File,
     written: u64,
     hasher: Sha256,
@@ -22,10 +22,10 @@ pub(super) struct PartFile {
 
 impl PartFile {
     /// Begins the file at `target`, whose directory is there.
-    pub fn create(target: &Path) -> ScriptResult<Self> {
-        let part = target.with_file_name(format!(".{}.part", uuid::Uuid::new_v4().simple()));
-        let file = File::create(&part).map_err(|cause| failed(target, &cause))?;
-        Ok(Self { target: target.to_owned(), part, file, written: 0, hasher: Sha256::new(), finished: false })
+    pub fn create(target: Rooted) -> ScriptResult<Self> {
+        let part = target.beside(&format!(".{}.part", uuid::Uuid::new_v4().simple()));
+        let file = part.create_new().map_err(|cause| failed(&target, &cause))?;
+        Ok(Self { target, part, file, written: 0, hasher: Sha256::new(), finished: false })
     }
 
     pub fn written(&self) -> u64 {
@@ -50,7 +50,7 @@ impl PartFile {
                 return Err(HostError::new("data", FailureClass::Retryable, message).into());
             }
         }
-        std::fs::rename(&self.part, &self.target).map_err(|cause| failed(&self.target, &cause))?;
+        self.part.rename_to(&self.target).map_err(|cause| failed(&self.target, &cause))?;
         self.finished = true;
         Ok(i64::try_from(self.written).unwrap_or(i64::MAX))
     }
@@ -60,11 +60,11 @@ impl Drop for PartFile {
     fn drop(&mut self) {
         if !self.finished {
             // The job's directory is removed with all that is in it.
-            let _ = std::fs::remove_file(&self.part);
+            let _ = self.part.remove();
         }
     }
 }
 
-fn failed(path: &Path, cause: &io::Error) -> Box<rhai::EvalAltResult> {
-    error(format!("{}: {cause}", path.display()))
+fn failed(place: &Rooted, cause: &io::Error) -> Box<rhai::EvalAltResult> {
+    error(format!("{}: {cause}", place.shown().display()))
 }

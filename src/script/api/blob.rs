@@ -1,7 +1,5 @@
 //! `blob::open(path)`, `blob::from_text(text)`, `blob::from_base64(text)`: blobs that come from no request.
 
-use std::fs::File;
-
 use crate::script::prelude::*;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -21,9 +19,9 @@ mod functions {
     /// and the blob stays whole when the file is replaced or removed.
     #[rhai_fn(return_raw)]
     pub fn open(path: &str) -> ScriptResult<Blob> {
-        let path = readable(path)?;
-        let opened = File::open(&path).and_then(|file| Blob::of_file(file, None));
-        opened.map_err(|cause| error(format!("{}: {cause}", path.display())))
+        let place = readable(path)?;
+        let opened = place.open().and_then(|file| Blob::of_file(file, None));
+        opened.map_err(|cause| error(format!("{}: {cause}", place.shown().display())))
     }
 
     /// The bytes of `text` in UTF-8; its content type is `text/plain; charset=utf-8`.

@@ -8,6 +8,7 @@ use base64::prelude::BASE64_STANDARD;
 use rhai::Array;
 
 use super::crypto::digest;
+use crate::host::Rooted;
 use crate::script::call::{Call, ScriptResult, error};
 use crate::script::prelude::*;
 
@@ -32,8 +33,8 @@ mod functions {
     /// The length of the file `path` in bytes. Fails where it is not there.
     #[rhai_fn(return_raw)]
     pub fn size(path: &str) -> ScriptResult<i64> {
-        let path = readable(path)?;
-        let length = std::fs::metadata(&path).map_err(|cause| failed(&path, &cause))?.len();
+        let place = readable(path)?;
+        let length = place.len().map_err(|cause| failed(&place, &cause))?;
         Ok(i64::try_from(length).unwrap_or(i64::MAX))
     }
 
@@ -65,10 +66,8 @@ mod functions {
     /// The names in the directory `path`, sorted, 10,000 at most. Fails where it is not there.
     #[rhai_fn(return_raw)]
     pub fn list(path: &str) -> ScriptResult<Array> {
-        let path = readable(path)?;
-        let entries = std::fs::read_dir(&path).map_err(|cause| failed(&path, &cause))?;
-        let mut names: Vec<String> =
-            entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).take(10_000).collect();
+        let place = readable(path)?;
+        let mut names: Vec<String> = place.names().map_err(|cause| failed(&place, &cause))?.take(10_000).collect();
         names.sort_unstable();
         Ok(names.into_iter().map(Into::into).collect())
     }
@@ -76,55 +75,67 @@ mod functions {
     /// Makes the file `path` hold `text`, whatever it held before. Fails where its directory is not there.
     #[rhai_fn(return_raw)]
     pub fn write_text(path: &str, text: &str) -> ScriptResult<()> {
-        let path = writable(path)?;
-        std::fs::write(&path, text).map_err(|cause| failed(&path, &cause))
+        let place = writable(path)?;
+        place.write(text.as_bytes()).map_err(|cause| failed(&place, &cause))
     }
 
     /// Makes the directory `path` and those above it; one that is there is left as it is.
     #[rhai_fn(return_raw)]
     pub fn mkdir(path: &str) -> ScriptResult<()> {
-        let path = writable(path)?;
-        std::fs::create_dir_all(&path).map_err(|cause| failed(&path, &cause))
+        let place = writable(path)?;
+        place.make_dirs().map_err(|cause| failed(&place, &cause))
     }
 
     /// Removes the file `path`, or the directory with all that is in it. What is not there is no error.
     #[rhai_fn(return_raw)]
     pub fn remove(path: &str) -> ScriptResult<()> {
-        let path = writable(path)?;
-        let outcome = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
-        match outcome {
-            Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => Err(failed(&path, &cause)),
-            _ => Ok(()),
-        }
+        let place = writable(path)?;
+        place.remove().map_err(|cause| failed(&place, &cause))
     }
 }
 
 fn read(path: &str) -> ScriptResult<Vec<u8>> {
-    let path = readable(path)?;
-    let length = std::fs::metadata(&path).map_err(|cause| failed(&path, &cause))?.len();
-    if length > MAX_READ {
-        return Err(error(format!("{} has {length} bytes, a script reads at most {MAX_READ}", path.display())));
-    }
-    std::fs::read(&path).map_err(|cause| failed(&path, &cause))
+    let place = readable(path)?;
+    place.read(MAX_READ).map_err(|cause| failed(&place, &cause))
 }
 
-pub(in crate::script) fn readable(path: &str) -> ScriptResult<PathBuf> {
+/// A path that may be read.
+pub(in crate::script) fn readable(path: &str) -> ScriptResult<Rooted> {
     let call = Call::current()?;
     let machine_dir = call.machine_dir().to_owned();
     let base = call.work_dir.clone().unwrap_or_else(|| machine_dir.clone());
     let mut roots = vec![machine_dir];
-    roots.extend(call.work_dir);
-    inside(&base, path, &roots)
+    // The narrower one first: a work directory may lie below the machine's.
+    roots.splice(0..0, call.work_dir);
+    rooted(&base, path, &roots)
 }
 
-pub(in crate::script) fn writable(path: &str) -> ScriptResult<PathBuf> {
+/// A path that may be written.
+pub(in crate::script) fn writable(path: &str) -> ScriptResult<Rooted> {
     let call = Call::current()?;
     let root = call.scratch_dir();
-    std::fs::create_dir_all(&root).map_err(|cause| failed(&root, &cause))?;
-    inside(&root, path, std::slice::from_ref(&root))
+    std::fs::create_dir_all(&root).map_err(|cause| error(format!("{}: {cause}", root.display())))?;
+    rooted(&root, path, std::slice::from_ref(&root))
 }
 
-/// `path` from `base`, when neither `..` nor a link takes it out of all `roots`.
+/// `path` from `base`, below one of `roots`.
+fn rooted(base: &Path, path: &str, roots: &[PathBuf]) -> ScriptResult<Rooted> {
+    let outside = || error(format!("{path:?} lies outside of the directories that scripts may use"));
+    let full = base.join(path);
+    if full.components().any(|part| matches!(part, Component::ParentDir)) || path.contains('\0') {
+        return Err(outside());
+    }
+    // A root may be written as what it is, or by a link.
+    let written = roots.iter().flat_map(|root| [Some(root.clone()), root.canonicalize().ok()]).flatten();
+    let (root, below) = written
+        .filter_map(|root| full.strip_prefix(&root).ok().map(|below| (root.clone(), below.to_owned())))
+        .max_by_key(|(root, _)| root.components().count())
+        .ok_or_else(outside)?;
+    Rooted::new(&root, &below).map_err(|cause| error(format!("{}: {cause}", full.display())))
+}
+
+/// A directory that a program may begin in: `path` from `base`, when neither `..` nor a link takes it out of all `roots`. The
+/// program itself may go wherever its user may.
 pub(super) fn inside(base: &Path, path: &str, roots: &[PathBuf]) -> ScriptResult<PathBuf> {
     let full = base.join(path);
     let outside = || error(format!("{path:?} lies outside of the directories that scripts may use"));
@@ -142,6 +153,6 @@ pub(super) fn inside(base: &Path, path: &str, roots: &[PathBuf]) -> ScriptResult
     if allowed || below_missing_root { Ok(full) } else { Err(outside()) }
 }
 
-fn failed(path: &Path, cause: &std::io::Error) -> Box<rhai::EvalAltResult> {
-    error(format!("{}: {cause}", path.display()))
+fn failed(place: &Rooted, cause: &std::io::Error) -> Box<rhai::EvalAltResult> {
+    error(format!("{}: {cause}", place.shown().display()))
 }

@@ -4,7 +4,6 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 use std::sync::Arc;
 
 use crate::script::prelude::*;
@@ -15,6 +14,7 @@ use futures_util::Stream;
 use futures_util::stream::try_unfold;
 use sha2::{Digest, Sha256};
 
+use crate::host::Rooted;
 use crate::script::api::writable;
 use crate::script::call::{Call, ScriptResult, error, terminated};
 use crate::script::part_file::PartFile;
@@ -123,9 +123,9 @@ impl Blob {
         Ok(())
     }
 
-    /// Replaces `path` by a file with this content, at once and never in part.
-    fn save_to(&self, call: &Call, path: &Path) -> ScriptResult<()> {
-        let mut file = PartFile::create(path)?;
+    /// Replaces what is at `place` by a file with this content, at once and never in part.
+    fn save_to(&self, call: &Call, place: Rooted) -> ScriptResult<()> {
+        let mut file = PartFile::create(place)?;
         self.each_chunk(call, |chunk| file.write(chunk))?;
         file.finish("blob.save", None).map(drop)
     }
@@ -233,8 +233,7 @@ mod functions {
     /// Writes it to `path` in the job's work directory, in place of what is there.
     #[rhai_fn(name = "save", return_raw, pure)]
     pub fn blob_save(blob: &mut Blob, path: &str) -> ScriptResult<()> {
-        let path = writable(path)?;
-        blob.save_to(&Call::current()?, &path)
+        blob.save_to(&Call::current()?, writable(path)?)
     }
 
     /// The `len` bytes from `from` on (the first is 0), as a blob that shares them.
@@ -276,7 +275,7 @@ mod tests {
 
     use super::*;
 
-    fn written(dir: &Path, pieces: &[&[u8]]) -> Blob {
+    fn written(dir: &std::path::Path, pieces: &[&[u8]]) -> Blob {
         let mut writer = BlobWriter::new(dir);
         for piece in pieces {
             writer.write(piece).unwrap();

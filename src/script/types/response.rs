@@ -209,7 +209,7 @@ impl Response {
         if self.announced().is_some_and(|length| length > max) {
             return Err(self.too_large(max).into());
         }
-        let mut file = PartFile::create(&writable(path)?)?;
+        let mut file = PartFile::create(writable(path)?)?;
         self.each_piece(&call, |piece| {
             if file.written() + piece.len() as u64 > max {
                 return Err(self.too_large(max).into());

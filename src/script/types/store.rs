@@ -87,7 +87,7 @@ impl Store {
         let max = options.size("max")?.unwrap_or(u64::MAX);
         let wanted = options.text("sha256")?;
         options.finish()?;
-        let mut file = PartFile::create(&writable(path)?)?;
+        let mut file = PartFile::create(writable(path)?)?;
         let (found, mut content) = self.wait(&call, self.0.storage.get(key))?;
         self.limit(key, found.bytes, max).map_err(HostError::from)?;
         while let Some(piece) = self.wait(&call, content.try_next())? {
@@ -138,9 +138,9 @@ fn content(value: &Dynamic) -> ScriptResult<Blob> {
 }
 
 fn file(path: &str) -> ScriptResult<Blob> {
-    let path = readable(path)?;
-    let opened = std::fs::File::open(&path).and_then(|file| Blob::of_file(file, None));
-    opened.map_err(|cause| error(format!("{}: {cause}", path.display())))
+    let place = readable(path)?;
+    let opened = place.open().and_then(|file| Blob::of_file(file, None));
+    opened.map_err(|cause| error(format!("{}: {cause}", place.shown().display())))
 }
 
 fn shown(stored: &Stored) -> Map {

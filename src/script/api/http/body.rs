@@ -144,9 +144,9 @@ fn parts(what: &'static str, value: &Dynamic) -> ScriptResult<Vec<FormPart>> {
 fn part(what: &'static str, name: String, value: Dynamic) -> ScriptResult<FormPart> {
     let wrong = |why: &str| error(format!("{what}: multipart: {name}: {why}"));
     let open = |path: &str| -> ScriptResult<Blob> {
-        let path = readable(path)?;
-        let opened = std::fs::File::open(&path).and_then(|file| Blob::of_file(file, None));
-        opened.map_err(|cause| wrong(&format!("{}: {cause}", path.display())))
+        let place = readable(path)?;
+        let opened = place.open().and_then(|file| Blob::of_file(file, None));
+        opened.map_err(|cause| wrong(&format!("{}: {cause}", place.shown().display())))
     };
     let (mut content, mut filename, mut content_type) = (value.clone(), None, None);
     if let Some(map) = value.try_cast::<Map>() {
