@@ -108,6 +108,78 @@ fn only_script_names_a_rhai_type() {
     assert!(wrong.is_empty(), "Rhai outside src/script: {wrong:?}");
 }
 
+/// What primitives act with comes from `Call::world`, which has nothing to give in a test of scripts. What they could reach
+/// without it is named here, with the reason why a test may.
+#[test]
+fn primitives_reach_the_world_by_their_call_only() {
+    let forbidden = [
+        "std::fs",
+        "File::",
+        "std::env",
+        "env::var",
+        "std::process",
+        "Command::",
+        "std::net",
+        "tokio::net",
+        "tokio::fs",
+        "Instant::now",
+        "SystemTime::now",
+        "Timestamp::now",
+        "tracing::",
+        "metrics::counter",
+        "metrics::gauge",
+        "thread::",
+        "reqwest::get",
+        "Client::new",
+        "RedisConnections::default",
+        "Storages::default",
+        "HttpClients::default",
+        "SharedSockets::default",
+        "Handle::current",
+    ];
+    let allowed = [
+        ("script/api/fs.rs", "std::fs", "makes the work directory, which a test has, too"),
+        ("script/api/process.rs", "std::fs", "behind Call::world"),
+        ("script/api/process.rs", "tokio::net", "the pipes of what runs; behind Call::world"),
+        ("script/api/process.rs", "Instant::now", "behind Call::world"),
+        ("script/api/storage.rs", "std::env", "behind Call::world"),
+        ("script/api/events.rs", "Instant::now", "behind Call::world"),
+        ("script/api/events.rs", "tracing::", "behind Call::world"),
+        ("script/api/http/head.rs", "std::fs", "reads certificates, which options name"),
+        ("script/api/redis.rs", "RedisConnections::default", "reads an address and connects to nothing"),
+        ("script/types/blob.rs", "std::fs", "a file without a name, in the work directory"),
+        ("script/types/blob.rs", "File::", "a file without a name, in the work directory"),
+        ("script/types/secret.rs", "std::fs", "a file that a variable names, which a test sets"),
+        ("script/types/response.rs", "Timestamp::now", "outside of every call"),
+    ];
+    let mut wrong = Vec::new();
+    let mut used = Vec::new();
+    for (_, path, text) in sources() {
+        let name = path.to_str().unwrap();
+        if !name.starts_with("script/api/") && !name.starts_with("script/types/") {
+            continue;
+        }
+        let code = text.split("#[cfg(test)]").next().unwrap_or("");
+        for (number, line) in code.lines().enumerate() {
+            let line = line.split("//").next().unwrap_or("");
+            let stands_alone = |word: &&&str| {
+                let before = |at: usize| line[..at].chars().next_back();
+                line.match_indices(**word)
+                    .any(|(at, _)| !before(at).is_some_and(|c| c.is_alphanumeric() || "_:".contains(c)))
+            };
+            for word in forbidden.iter().filter(stands_alone) {
+                match allowed.iter().position(|(file, allowed, _)| *file == name && allowed == word) {
+                    Some(index) => used.push(index),
+                    None => wrong.push(format!("src/{name}:{}: {word}", number + 1)),
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "take it from Call::world, and say what a test gets:\n{}", wrong.join("\n"));
+    let unused: Vec<_> = (0..allowed.len()).filter(|index| !used.contains(index)).map(|index| allowed[index]).collect();
+    assert!(unused.is_empty(), "allowed and not there: {unused:?}");
+}
+
 #[test]
 fn the_pure_parts_do_no_io_and_read_no_clock() {
     let pure = [
