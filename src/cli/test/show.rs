@@ -36,7 +36,7 @@ impl Counts {
         })
     }
 
-    fn is_good(&self) -> bool {
+    pub fn is_good(&self) -> bool {
         self.failed == 0 && self.broken == 0
     }
 }
