@@ -65,6 +65,7 @@ fn strict(mut document: Value) -> Value {
 struct Api {
     http: Client,
     url: String,
+    token: Option<&'static str>,
     document: Value,
     /// Answers that were seen: path, method, status.
     seen: BTreeSet<(String, String, u16)>,
@@ -75,7 +76,7 @@ impl Api {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let http = Client::new();
         let document = http.get(format!("{}/openapi.json", machine.url)).send().await.unwrap().json().await.unwrap();
-        Self { http, url: machine.url.clone(), document: strict(document), seen: BTreeSet::new() }
+        Self { http, url: machine.url.clone(), token: None, document: strict(document), seen: BTreeSet::new() }
     }
 
     /// The template of a path.
@@ -91,7 +92,11 @@ impl Api {
     }
 
     fn request(&self, method: &str, path: &str) -> RequestBuilder {
-        self.http.request(method.parse::<Method>().unwrap(), format!("{}{path}", self.url))
+        let request = self.http.request(method.parse::<Method>().unwrap(), format!("{}{path}", self.url));
+        match self.token {
+            Some(token) => request.bearer_auth(token),
+            None => request,
+        }
     }
 
     fn problems(&self, schema: &Value, instance: &Value) -> Vec<String> {
@@ -220,8 +225,11 @@ async fn examples_are_what_their_schemas_say() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_answer_is_what_the_document_says() {
-    let machine = machine();
-    let mut api = Api::of(&machine).await;
+    let mut machine = Machine::new(SCRIPT, &format!("{SETTINGS}[http]\ntoken = \"hunter2\"\nconsole = true\n"));
+    machine.write("connectors/steps.rhai", CONNECTOR);
+    machine.start();
+    machine.wait_healthy();
+    let mut api = Api { token: Some("hunter2"), ..Api::of(&machine).await };
     // The machine.
     for path in
         ["/", "/openapi.json", "/livez", "/readyz", "/readyz?verbose", "/startupz", "/health", "/metrics", "/logs"]
@@ -357,6 +365,23 @@ async fn every_answer_is_what_the_document_says() {
     }
     assert!(api.post("/queue/purge?state=completed&service=steps", json!({})).await.1["dropped"].as_u64() > Some(0));
     api.get("/status").await;
+
+    // Consoles.
+    let (status, console) = api.post("/consoles", json!({})).await;
+    assert_eq!(status, 201);
+    assert!(console["names"].as_array().unwrap().contains(&json!("http::get")), "{console}");
+    let console = format!("/consoles/{}", console["console"].as_str().unwrap());
+    let script = |text: &str| Some(("text/plain", text.to_owned()));
+    let (_, said) = api.send("POST", &console, script("let a = 1; print(a); a + 1")).await;
+    let lines: Vec<Value> = said.as_str().unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines[0], json!({ "printed": "1" }));
+    assert_eq!(lines[1], json!({ "value": { "type": "int", "text": "2", "data": 2, "variables": ["a", "m"] } }));
+    let (_, said) = api.send("POST", &format!("{console}?timeout=10s"), script("a.b")).await;
+    assert!(said.as_str().unwrap().starts_with("{\"problem\":{\"severity\":\"error\""), "{said}");
+    assert_eq!(api.post(&format!("{console}/cancel"), json!({})).await.0, 200);
+    assert_eq!(api.send("DELETE", &console, None).await.0, 200);
+    assert_eq!(api.send("DELETE", &console, None).await.0, 404);
+    assert_eq!(api.send("POST", &console, script("1")).await.0, 404);
 
     // The end, with a refusal before it.
     machine.write("machine.rhai", "fn services(m) { [ #{ name: \"echo\", comand: [] } ] }");

@@ -76,6 +76,10 @@ impl ApiError {
         Self::new(StatusCode::UPGRADE_REQUIRED, "upgrade_required", message)
     }
 
+    pub fn conflict(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, "conflict", message)
+    }
+
     pub fn unavailable(message: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", message)
     }

@@ -1,6 +1,7 @@
 //! HTTP: health, status, metrics, services, jobs, events. Reads published state; what changes something is sent on.
 
 mod auth;
+mod console;
 mod error;
 mod events;
 mod extract;
@@ -16,11 +17,12 @@ mod server;
 mod services;
 mod status;
 
+pub use console::{Consoles, event_kinds};
 pub use health::{Check, Health, health_of};
 pub use openapi::openapi;
 pub use plan::ReloadPlan;
 pub use server::{AdminDeps, serve};
 pub use status::{
-    Control, ControlReply, GenerationStatus, HostStatus, MachineIdentity, MachineState, MachineStatus, ProbationStatus,
-    Rejection, StartupStep, StepState,
+    ConsoleGround, Control, ControlReply, GenerationStatus, HostStatus, MachineIdentity, MachineState, MachineStatus,
+    ProbationStatus, Rejection, StartupStep, StepState,
 };

@@ -114,6 +114,7 @@ fn path_parameter(name: &str, generator: &mut SchemaGenerator) -> (&'static str,
     match name {
         "id" => ("The job's id.", schema::<JobId>(generator)),
         "verb" => ("What it is to do.", schema::<super::services::Verb>(generator)),
+        "console" => ("The console's id.", schema::<String>(generator)),
         "machine" => ("The machine's id.", schema::<Name>(generator)),
         "worker" => ("The worker's name on that machine.", schema::<Name>(generator)),
         _ => ("Its name.", schema::<Name>(generator)),

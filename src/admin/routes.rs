@@ -4,10 +4,10 @@ use serde_json::json;
 use super::error::Done;
 use super::openapi::{listing, openapi};
 use super::plan::ReloadPlan;
-use super::route::{JSON, LINES, Route};
+use super::route::{JSON, LINES, Route, TEXT};
 use super::server;
 use super::status::MachineStatus;
-use super::{events, health, jobs, metrics, queue, services};
+use super::{console, events, health, jobs, metrics, queue, services};
 use crate::queue::{Explanation, Job, JobFilter, JobSchedule, Limit};
 use crate::supervisor::ServiceStatus;
 
@@ -17,6 +17,7 @@ pub(super) fn routes() -> Vec<Route> {
     all.extend(services());
     all.extend(jobs());
     all.extend(queue());
+    all.extend(consoles());
     all
 }
 
@@ -152,6 +153,29 @@ fn jobs() -> Vec<Route> {
             .json::<jobs::JobNow>(200, "The state it is in.")
             .fails(&[400, 404, 409])
             .asks_queue(),
+    ]
+}
+
+fn consoles() -> Vec<Route> {
+    vec![
+        Route::post("/consoles", console::open)
+            .about("Opens a console, which evaluates scripts. Only where `http.console` allows it, and always with the token.")
+            .json::<console::ConsoleIsOpen>(201, "It is open.")
+            .fails(&[409, 422, 503]),
+        Route::post("/consoles/{console}", console::evaluate)
+            .about("Evaluates a script in a console; its variables stay. A client that goes away cancels it.")
+            .query::<console::ConsoleQuery>()
+            .body::<String>(TEXT, "service::list()".into())
+            .answers::<String>(200, LINES, "As they come: `{\"printed\"}` for each line that it prints; last `{\"value\"}` or `{\"problem\"}`.")
+            .fails(&[404, 409, 422, 503]),
+        Route::post("/consoles/{console}/cancel", console::cancel)
+            .about("Stops what a console evaluates; its variables stay.")
+            .json::<Done>(200, "It is told to.")
+            .fails(&[404]),
+        Route::delete("/consoles/{console}", console::close)
+            .about("Ends a console.")
+            .json::<Done>(200, "It ends.")
+            .fails(&[404]),
     ]
 }
 

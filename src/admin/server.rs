@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::console::Consoles;
 use super::error::{ApiError, Done};
 use super::extract::Query;
 use super::plan::ReloadPlan;
@@ -48,6 +49,7 @@ pub struct AdminDeps {
     pub shutdown: CancellationToken,
     /// Sockets of web clients, which the server does not wait for by itself.
     pub sockets: TaskTracker,
+    pub consoles: Consoles,
 }
 
 /// A bulk submission of a hundred thousand jobs.
@@ -120,7 +122,7 @@ async fn control(
     ask(deps, message).await.map(|message| Json(Done { message }))
 }
 
-async fn ask<T>(
+pub(super) async fn ask<T>(
     deps: &AdminDeps,
     message: impl FnOnce(oneshot::Sender<Result<T, Problems>>) -> Control,
 ) -> Result<T, ApiError> {

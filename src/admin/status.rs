@@ -12,6 +12,7 @@ use super::plan::ReloadPlan;
 use crate::base::{Name, Problems, Timestamp};
 use crate::host::{GpusStatus, Level};
 use crate::queue::QueueStats;
+use crate::script::{MachineContext, MachineProgram};
 use crate::spec::Hardware;
 use crate::supervisor::ServiceStatus;
 use crate::worker::WorkerStatus;
@@ -196,6 +197,20 @@ pub enum Control {
     Ping(oneshot::Sender<()>),
     /// Drain and exit.
     Drain(oneshot::Sender<ControlReply>),
+    /// What a console is opened on; nothing where the settings allow none.
+    Console(oneshot::Sender<Result<Option<Box<ConsoleGround>>, Problems>>),
+}
+
+/// What a console is opened on: the script that is live, and its `m`.
+pub struct ConsoleGround {
+    pub program: MachineProgram,
+    pub context: MachineContext,
+}
+
+impl fmt::Debug for ConsoleGround {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConsoleGround").field("generation", &self.context.generation).finish_non_exhaustive()
+    }
 }
 
 /// Done with a sentence for people, or refused with the problems.

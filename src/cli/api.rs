@@ -7,7 +7,7 @@ use clap::Args;
 use super::{CliError, output};
 use crate::script::{definitions, reference};
 use crate::telemetry::{EventKind, metrics_page};
-use crate::{machine, supervisor, worker};
+use crate::{admin, machine, supervisor, worker};
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct ApiArgs {
@@ -48,7 +48,7 @@ pub(super) fn execute(args: &ApiArgs) -> Result<ExitCode, CliError> {
 }
 
 fn page() -> String {
-    let kinds = [machine::event_kinds(), supervisor::event_kinds(), worker::event_kinds()];
+    let kinds = [machine::event_kinds(), supervisor::event_kinds(), worker::event_kinds(), admin::event_kinds()];
     reference(&kinds.into_iter().flatten().collect::<Vec<EventKind>>())
 }
 

@@ -1,6 +1,7 @@
 use std::time::Duration;
 
-use futures_util::StreamExt;
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde_json::Value;
 
@@ -45,6 +46,16 @@ impl Client {
             request = request.header("content-type", content_type).body(body);
         }
         read(self.send(request).await?).await
+    }
+
+    /// The answer as it comes, however long that takes.
+    pub async fn post_streamed(
+        &self,
+        path: &str,
+        text: String,
+    ) -> Result<impl Stream<Item = reqwest::Result<Bytes>> + Unpin + use<>, CliError> {
+        let request = self.request(Method::POST, path).header("content-type", "text/plain").body(text);
+        Ok(self.send(request).await?.bytes_stream().boxed())
     }
 
     /// Waits for the answer as long as it takes.

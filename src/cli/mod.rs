@@ -13,6 +13,7 @@ mod openapi;
 mod output;
 mod plan;
 mod queue;
+mod repl;
 mod run;
 mod services;
 mod step;
@@ -90,6 +91,8 @@ enum Command {
     New(new::NewCommand),
     /// Run the tests of scripts, `*_test.rhai`, in a world that they make up.
     Test(test::TestArgs),
+    /// Evaluate scripts on a running machine, line by line.
+    Repl(repl::ReplArgs),
     /// Print the reference of what scripts can use, or write it with definitions for editors.
     Api(api::ApiArgs),
     /// Print a description of the HTTP API for programs.
@@ -150,6 +153,7 @@ fn execute(cli: Cli) -> Result<ExitCode, CliError> {
             Command::Drain => machine::post(&global, "/drain").await,
             Command::New(command) => new::execute(&command),
             Command::Test(args) => test::execute(args, &global).await,
+            Command::Repl(args) => repl::execute(args, &global).await,
             Command::Api(args) => api::execute(&args),
             Command::Openapi => openapi::execute(),
             Command::FileServer(args) => file_server::execute(args).await,

@@ -22,7 +22,7 @@ use super::service_hooks::ScriptHooks;
 use super::startup::Timeline;
 use super::unmatched::watch_unmatched;
 use super::workers::Workers;
-use crate::admin::{AdminDeps, Control, MachineIdentity, serve};
+use crate::admin::{AdminDeps, ConsoleGround, Consoles, Control, MachineIdentity, serve};
 use crate::base::{Problems, Timestamp};
 use crate::host::process::{Processes, kill_leftovers};
 use crate::host::{
@@ -121,6 +121,7 @@ pub async fn run(
         loopback: bound.ip().is_loopback(),
         shutdown: shutdown.clone(),
         sockets: TaskTracker::new(),
+        consoles: Consoles::default(),
     };
     let server = tokio::spawn(serve(listener, admin));
 
@@ -303,6 +304,13 @@ async fn event_loop(mut machine: Machine, performer: &mut Performer, mut inputs:
                 }
                 Control::Plan { dir, reply } => {
                     performer.plan(dir, reply);
+                    continue;
+                }
+                Control::Console(reply) => {
+                    let Generation { settings, program, context, .. } = &*performer.current;
+                    let ground = || Box::new(ConsoleGround { program: program.clone(), context: context.clone() });
+                    // Whoever asked may have gone.
+                    let _ = reply.send(Ok(settings.http.console.then(ground)));
                     continue;
                 }
                 Control::Reload { verdict, reply } => {

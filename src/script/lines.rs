@@ -3,7 +3,10 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
+use tokio::sync::mpsc;
+
 use super::call::Call;
+use super::console::Said;
 use super::testing;
 use crate::base::Allowance;
 use crate::telemetry::Level;
@@ -15,7 +18,11 @@ const BURST: u32 = 200;
 const PER_SECOND: f64 = 20.0;
 
 /// The lines of one call.
-pub(super) struct Lines(Mutex<State>);
+pub(super) struct Lines {
+    state: Mutex<State>,
+    /// Who reads them instead of the engine's log.
+    reader: Option<mpsc::Sender<Said>>,
+}
 
 struct State {
     allowance: Allowance,
@@ -24,14 +31,24 @@ struct State {
 
 impl Default for Lines {
     fn default() -> Self {
-        Self(Mutex::new(State { allowance: Allowance::new(BURST, PER_SECOND, Instant::now()), left_out: 0 }))
+        Self::new(None)
     }
 }
 
 impl Lines {
+    /// Lines that somebody waits for: none is left out.
+    pub fn told_to(reader: mpsc::Sender<Said>) -> Self {
+        Self::new(Some(reader))
+    }
+
+    fn new(reader: Option<mpsc::Sender<Said>>) -> Self {
+        let state = State { allowance: Allowance::new(BURST, PER_SECOND, Instant::now()), left_out: 0 };
+        Self { state: Mutex::new(state), reader }
+    }
+
     /// Whether another line may be written, and how many were left out before it.
     fn admit(&self, now: Instant) -> Option<u64> {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.allowance.take(now) {
             return Some(std::mem::take(&mut state.left_out));
         }
@@ -42,7 +59,7 @@ impl Lines {
 
 impl Drop for Lines {
     fn drop(&mut self) {
-        say_left_out(self.0.get_mut().unwrap_or_else(PoisonError::into_inner).left_out);
+        say_left_out(self.state.get_mut().unwrap_or_else(PoisonError::into_inner).left_out);
     }
 }
 
@@ -56,6 +73,13 @@ fn say_left_out(lines: u64) {
 pub(super) fn write(level: Option<Level>, text: &str) {
     if Call::with_current(|call| call.is_some_and(Call::is_made_up)) {
         return testing::logged(level, text);
+    }
+    let listened_to = |call: &Call| Some((call.clone(), call.lines.reader.clone()?));
+    if let Some((call, reader)) = Call::with_current(|call| call.and_then(listened_to)) {
+        let text = text[..text.floor_char_boundary(MAX_BYTES)].to_owned();
+        // A call that has to end does so at its next step; somebody who has gone reads nothing.
+        let _ = call.wait(reader.send(Said::Printed(text)));
+        return;
     }
     let left_out = Call::with_current(|call| call.map_or(Some(0), |call| call.lines.admit(Instant::now())));
     let Some(left_out) = left_out else { return };

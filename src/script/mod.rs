@@ -8,6 +8,7 @@ mod api;
 mod call;
 mod config;
 mod connector;
+mod console;
 mod context;
 mod data;
 mod engine;
@@ -28,8 +29,9 @@ mod types;
 
 pub use config::ConfigProblem;
 pub use connector::{ConnectorContext, ConnectorProgram};
+pub use console::{Console, NotTaken, Said, Shown, is_complete};
 pub use context::MachineContext;
 pub use hooks::{StepObserver, StepReport};
 pub use program::{MachineProgram, ScriptHost, ScriptHostConfig};
-pub use reference::{definitions, reference};
+pub use reference::{definitions, describe, reference};
 pub use testing::{Report, Suite, Verdict};

@@ -79,7 +79,7 @@ pub struct ScriptHost {
 }
 
 /// Top levels only declare; a second is plenty.
-const LOAD_LIMIT: Duration = Duration::from_secs(2);
+pub(super) const LOAD_LIMIT: Duration = Duration::from_secs(2);
 
 impl ScriptHost {
     pub fn new(config: ScriptHostConfig) -> Self {
@@ -167,6 +167,7 @@ pub(super) struct Program {
     pub engine: Engine,
     pub ast: AST,
     pub sources: Vec<SourceText>,
+    pub resolver: RootedResolver,
     /// Nothing of it keeps the script from running.
     pub warnings: Problems,
     /// What a connector's `vars` may be.
@@ -210,6 +211,7 @@ impl Program {
             engine,
             ast,
             sources: vec![source],
+            resolver: resolver.clone(),
             warnings: problems,
             config: None,
             functions,

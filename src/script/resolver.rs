@@ -31,6 +31,13 @@ impl RootedResolver {
         Self { roots: Arc::new(roots), seen, state: Arc::default() }
     }
 
+    /// What was read before stands as it was read; what is imported from now on is this one's only.
+    pub fn with_the_same_files(&self) -> Self {
+        let state = self.lock();
+        let state = State { modules: state.modules.clone(), sources: state.sources.clone(), chain: Vec::new() };
+        Self { roots: Arc::clone(&self.roots), seen: Seen::default(), state: Arc::new(Mutex::new(state)) }
+    }
+
     /// The imported files, in the order they were met.
     pub fn sources(&self) -> Vec<SourceText> {
         self.lock().sources.clone()

@@ -110,6 +110,16 @@ pub(super) fn run_together(hook: &str, call: &Call, threads: usize, work: &(dyn 
     })
 }
 
+/// Has a thread of its own, which counts as a call while it runs, do `work`, whose values stay there.
+pub(super) fn keep(hook: &str, work: impl FnOnce() + Send + 'static) -> Result<(), String> {
+    let slot = Slot::take(hook)?;
+    let body = move || {
+        let _slot = slot;
+        work();
+    };
+    thread(hook).spawn(body).map(drop).map_err(|cause| no_thread(hook, &cause))
+}
+
 fn thread(hook: &str) -> Builder {
     Builder::new().name(format!("script:{hook}").chars().take(15).collect()).stack_size(STACK)
 }
@@ -119,7 +129,7 @@ fn no_thread(hook: &str, cause: &std::io::Error) -> String {
 }
 
 /// A panic in a primitive is that script's error and nobody else's.
-fn guarded<T>(call: Call, work: impl FnOnce() -> T) -> Result<T, String> {
+pub(super) fn guarded<T>(call: Call, work: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(|| call.scope(work))).map_err(|panic| {
         let text = panic.downcast_ref::<&str>().copied().map(str::to_owned);
         let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();

@@ -303,7 +303,15 @@ fn read_settings(dir: &Path, value: &Value, reader: &mut Reader<'_>) -> Option<S
     let http = reader.section(&mut root, "http", |reader, fields| {
         let listen = reader.get::<SocketAddr>(fields, "http", "listen");
         let token = text(fields, reader, "http", "token").map(Secret::new);
-        Some(HttpSettings { listen: listen?, token })
+        let console = reader.get(fields, "http", "console")?;
+        if console && token.is_none() {
+            let problem = FieldProblem::new(
+                "[http]",
+                "console lets whoever reaches this machine run anything, and there is no token",
+            );
+            fields.report(problem.token("console").help("set http.token (MACHINIST_TOKEN) too"));
+        }
+        Some(HttpSettings { listen: listen?, token, console })
     });
     let reload = reader.section(&mut root, "reload", |reader, fields| {
         let debounce = reader.get(fields, "reload", "debounce");

@@ -14,7 +14,7 @@ type Same = fn(&Settings, &Settings) -> bool;
 
 /// Every setting, and whether a running machine takes it over.
 #[rustfmt::skip]
-const SETTINGS: [(&str, bool, Same); 37] = [
+const SETTINGS: [(&str, bool, Same); 38] = [
     ("state_dir", false, |old, new| old.state_dir == new.state_dir),
     ("scripts_dir", false, |old, new| old.scripts_dir == new.scripts_dir),
     ("machine.id", false, |old, new| old.machine.id == new.machine.id),
@@ -31,6 +31,7 @@ const SETTINGS: [(&str, bool, Same); 37] = [
     ("blobs.url", false, |old, new| old.blobs == new.blobs),
     ("http.listen", false, |old, new| old.http.listen == new.http.listen),
     ("http.token", false, |old, new| old.http.token == new.http.token),
+    ("http.console", true, |old, new| old.http.console == new.http.console),
     ("reload.debounce", true, |old, new| old.reload.debounce == new.reload.debounce),
     ("reload.poll", true, |old, new| old.reload.poll == new.reload.poll),
     ("reload.probation", true, |old, new| old.reload.probation == new.reload.probation),
@@ -119,6 +120,7 @@ mod tests {
             let name = matches!(key, "machine.id" | "machine.pool" | "queue.name");
             let text = match key {
                 "state_dir" | "machine.type" => continue,
+                "http.console" => "http.console = true\nhttp.token = \"t\"\n".to_owned(),
                 _ if name => format!("{key} = \"other\"\n"),
                 _ => format!("{key} = {}\n", value(key)),
             };
@@ -126,7 +128,9 @@ mod tests {
             let new = Settings { dir: old.dir.clone(), scripts_dir: scripts_dir(key, &old, &new), ..new };
             let changes = old.changes(&new);
             // Without an embedded queue there is no directory for large payloads.
-            let changes: Vec<_> = changes.into_iter().filter(|c| key != "queue.url" || c.key != "blobs.url").collect();
+            let changes = changes.into_iter().filter(|c| key != "queue.url" || c.key != "blobs.url");
+            // A console needs a token.
+            let changes: Vec<_> = changes.filter(|c| key != "http.console" || c.key != "http.token").collect();
             assert_eq!(changes, [SettingChange { key, live }], "{text}");
         }
     }

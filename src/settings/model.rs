@@ -70,6 +70,8 @@ pub struct BlobSettings {
 pub struct HttpSettings {
     pub listen: SocketAddr,
     pub token: Option<Secret>,
+    /// Whoever has the token may have scripts evaluated.
+    pub console: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]

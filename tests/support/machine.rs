@@ -62,6 +62,11 @@ impl Machine {
         self.command_of(BINARY, arguments)
     }
 
+    /// Another program, with what the command line of machinist finds in its environment.
+    pub fn program(&self, program: &str, arguments: &[&str]) -> Command {
+        self.command_of(program, arguments)
+    }
+
     fn command_of(&self, program: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new(program);
         command

@@ -3,8 +3,11 @@
 mod definitions;
 mod entry;
 mod language;
+mod names;
 mod page;
 
 pub use definitions::definitions;
 pub(super) use entry::type_name;
+pub use names::describe;
+pub(super) use names::words;
 pub use page::reference;
