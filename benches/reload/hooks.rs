@@ -1,14 +1,16 @@
-//! What a call of a hook costs beyond what the script itself does: `cargo bench --bench hooks`.
+//! What a call of a hook costs beyond what the script itself does, and what one takes that waits: `cargo bench --bench hooks`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use machinist::base::Name;
 use machinist::host::process::Processes;
-use machinist::script::{ConnectorContext, MachineContext, ScriptHost, ScriptHostConfig};
+use machinist::script::{ConnectorContext, MachineContext, MachineProgram, ScriptHost, ScriptHostConfig};
 use machinist::worker::Connector;
 
 const CALLS: u32 = 5_000;
+/// Scripts that wait at once.
+const BLOCKED: usize = 1_000;
 
 fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
@@ -46,7 +48,7 @@ async fn measure() {
         dir: dir.clone(),
         state_dir: dir.clone(),
     };
-    std::fs::write(dir.join("machine.rhai"), "fn services(m) { [] }\n").unwrap();
+    std::fs::write(dir.join("machine.rhai"), "fn services(m) { [] }\nfn blocked(m, s) { sleep(600); }\n").unwrap();
     std::fs::write(dir.join("c.rhai"), "fn check(ctx) { true }\nfn run(job, ctx) { 1 }\n").unwrap();
     let program = host.load_machine(&dir.join("machine.rhai")).unwrap();
     let connector = host.load_connector(&Name::new("c").unwrap(), &dir.join("c.rhai")).unwrap();
@@ -67,10 +69,92 @@ async fn measure() {
         connector.check().await.unwrap();
         checks.push(begun.elapsed());
     }
+    let program = Arc::new(program);
+    let blocked = blocked(&program, &context).await;
     std::fs::remove_dir_all(&dir).unwrap();
     println!("| a hook that does nothing (us) | calls | median | p99 |\n|---|---|---|---|");
     show("services(m)", services);
     show("check(ctx)", checks);
+    println!("\n{blocked}");
+}
+
+/// What scripts take that wait, all at once.
+async fn blocked(program: &Arc<MachineProgram>, context: &MachineContext) -> String {
+    let before = Held::now();
+    let begun = Instant::now();
+    let mut calls = tokio::task::JoinSet::new();
+    for _ in 0..BLOCKED {
+        let (program, context) = (Arc::clone(program), context.clone());
+        calls.spawn(async move {
+            let service = Name::new("s").unwrap();
+            program.service_function(&context, "blocked", &service, Duration::from_secs(600)).await
+        });
+    }
+    // A thread that waits for its time has done all before that.
+    while waiting() < BLOCKED {
+        assert!(begun.elapsed() < Duration::from_secs(60), "{} of {BLOCKED} wait", waiting());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let (all, during) = (begun.elapsed(), Held::now());
+    let begun = Instant::now();
+    program.services(context).await.unwrap();
+    let another = begun.elapsed();
+    let begun = Instant::now();
+    calls.abort_all();
+    while let Some(ended) = calls.join_next().await {
+        assert!(ended.is_err(), "none ended by itself");
+    }
+    while threads().count() > before.threads + 8 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let kib = |bytes: u64| bytes / 1024 / BLOCKED as u64;
+    format!(
+        "{BLOCKED} scripts wait after {} ms; each takes {} KiB of memory (RSS) and {} KiB of page tables, {} MiB of addresses; \
+         another hook takes {} us meanwhile; all are cancelled and gone after {} ms",
+        all.as_millis(),
+        kib(during.resident - before.resident),
+        kib(during.tables - before.tables),
+        kib(during.addresses - before.addresses) / 1024,
+        another.as_micros(),
+        begun.elapsed().as_millis()
+    )
+}
+
+struct Held {
+    resident: u64,
+    tables: u64,
+    addresses: u64,
+    threads: usize,
+}
+
+impl Held {
+    fn now() -> Self {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let kib = |name: &str| -> u64 {
+            let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+            line.split_whitespace().nth(1).unwrap().parse().unwrap()
+        };
+        Self {
+            resident: kib("VmRSS:") * 1024,
+            tables: kib("VmPTE:") * 1024,
+            addresses: kib("VmSize:") * 1024,
+            threads: threads().count(),
+        }
+    }
+}
+
+/// The directories of this process's threads.
+fn threads() -> impl Iterator<Item = std::path::PathBuf> {
+    std::fs::read_dir("/proc/self/task").unwrap().flatten().map(|entry| entry.path())
+}
+
+/// Threads of scripts that sleep.
+fn waiting() -> usize {
+    let sleeps = |path: &std::path::PathBuf| {
+        let stat = std::fs::read_to_string(path.join("stat")).unwrap_or_default();
+        stat.contains("(script:blocked)") && stat.split(") ").nth(1).is_some_and(|rest| rest.starts_with('S'))
+    };
+    threads().filter(sleeps).count()
 }
 
 fn show(name: &str, mut took: Vec<Duration>) {
