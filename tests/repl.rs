@@ -7,6 +7,7 @@ use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Child, Output, Stdio};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use support::machine::{LIMIT, Machine};
 use support::wait_until;
@@ -154,9 +155,11 @@ impl Terminal {
     }
 
     fn wait_for(&self, what: &str) {
-        let screen = || self.screen.lock().unwrap().clone();
-        let shown = wait_until_or(what, || screen().contains(what), screen);
-        drop(shown);
+        let deadline = Instant::now() + LIMIT;
+        while !self.screen.lock().unwrap().contains(what) {
+            assert!(Instant::now() < deadline, "no {what:?} on the screen:\n{}", self.screen.lock().unwrap());
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Types, and waits for what comes of it; the screen is empty then.
@@ -164,14 +167,6 @@ impl Terminal {
         self.screen.lock().unwrap().clear();
         self.keys.write_all(keys.as_bytes()).unwrap();
         self.wait_for(shown);
-    }
-}
-
-fn wait_until_or(what: &str, holds: impl Fn() -> bool, screen: impl Fn() -> String) {
-    let deadline = std::time::Instant::now() + LIMIT;
-    while !holds() {
-        assert!(std::time::Instant::now() < deadline, "no {what:?} on the screen:\n{}", screen());
-        std::thread::sleep(std::time::Duration::from_millis(5));
     }
 }
 
