@@ -144,18 +144,26 @@ impl Walk<'_> {
         let own = |unit: &Unit, name: &str| -> BTreeSet<usize> {
             unit.functions.iter().filter(|function| function.name == name).map(|function| function.parameters).collect()
         };
+        let fits = |takes: &BTreeSet<usize>| takes.contains(&call.arguments);
         let mut takes: BTreeSet<usize>;
+        // For who misspelled one; most calls are right, and need none of them.
         let mut names: Vec<String> = Vec::new();
         match namespace {
             Some("global") => return None,
             Some(namespace) if self.functions.has_namespace(namespace) => {
                 takes = self.functions.arities(&call.name).cloned().unwrap_or_default();
+                if fits(&takes) {
+                    return None;
+                }
                 let prefix = format!("{namespace}::");
                 names.extend(self.functions.names().filter(|name| name.starts_with(&prefix)).map(str::to_owned));
             }
             Some(namespace) => {
                 let module = self.module(unit, namespace)?;
                 takes = own(module, bare);
+                if fits(&takes) {
+                    return None;
+                }
                 names.extend(module.functions.iter().map(|function| format!("{namespace}::{}", function.name)));
             }
             None => {
@@ -177,6 +185,9 @@ impl Walk<'_> {
                         return None;
                     }
                 }
+                if fits(&takes) {
+                    return None;
+                }
                 names.extend(unit.functions.iter().map(|function| function.name.clone()));
                 names.extend(
                     self.functions.names().filter(|name| call.method || !name.contains("::")).map(str::to_owned),
@@ -185,9 +196,6 @@ impl Walk<'_> {
                     names.extend(self.functions.names().filter(|name| name.contains("::")).map(str::to_owned));
                 }
             }
-        }
-        if takes.contains(&call.arguments) {
-            return None;
         }
         let shown = if call.method { format!(".{bare}") } else { call.name.clone() };
         let problem = if takes.is_empty() {
