@@ -80,8 +80,7 @@ fn a_piped_script_has_the_machine_before_it() {
     let late = piped(&machine, &["--timeout", "200ms", "--eval", "loop { }"], "");
     assert!(text(&late.stderr).contains("the time limit of 200ms is over"), "{}", text(&late.stderr));
 
-    let events = machine.json(&["events"]);
-    let kinds = events.to_string();
+    let kinds = text(&machine.cli(&["events", "--json"]).stdout);
     assert!(kinds.contains("console.opened") && kinds.contains("console.used"), "{kinds}");
     assert!(
         !kinds.contains("greeting(m.type)") && !machine.log().contains("greeting(m.type)"),

@@ -32,7 +32,7 @@ fn write(dir: &Path, name: &str, text: &str) {
 /// Runs the tests below `dir` and gives back what is said of them.
 fn tested(dir: &Path, arguments: &[&str], code: i32) -> String {
     let output = machinist(dir, &[&["test"], arguments].concat());
-    let said = text(&output.stdout) + &text(&output.stderr);
+    let said = format!("{}{}", text(&output.stdout), text(&output.stderr));
     assert_eq!(output.status.code(), Some(code), "{said}");
     said
 }
@@ -173,7 +173,8 @@ impl Watching {
         let mut said = String::new();
         loop {
             let line = self.lines.recv_timeout(LIMIT).unwrap_or_else(|_| panic!("no end of:\n{said}"));
-            said = said + &line + "\n";
+            said.push_str(&line);
+            said.push('\n');
             if is_last(&line) {
                 return said;
             }
