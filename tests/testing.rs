@@ -1,4 +1,4 @@
-//! `machinist test` as people and build servers run it: exit codes, JUnit's XML, what `machinist new` makes, the guide's example,
+//! `machinist test` as people and build servers run it: exit codes, the XML for build servers, what `machinist new` makes, the guide's example,
 //! and tests that are run again when something changes.
 
 mod support;

@@ -52,7 +52,7 @@ impl Rooted {
     }
 
     /// Its length in bytes.
-    pub fn len(&self) -> io::Result<u64> {
+    pub fn length(&self) -> io::Result<u64> {
         Ok(self.root()?.metadata(&self.path)?.len())
     }
 

@@ -146,7 +146,7 @@ async fn evaluate(ground: &Ground, code: &str, limit: Duration, json: bool) -> R
         if tokio::signal::ctrl_c().await.is_ok() {
             cancel.cancel();
         }
-        std::future::pending().await
+        std::future::pending::<()>().await;
     };
     tokio::select! {
         // The evaluation gives its end of the channel back when it is over.

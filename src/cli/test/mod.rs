@@ -190,7 +190,9 @@ fn load_suite(host: &ScriptHost, test: &find::Found, state_dir: &Path, seen: &Se
         let (file, subject) = (test.file.display(), test.subject.display());
         return Err(Problem::error(format!("{file} tests {subject}, which is not there")).into());
     }
-    machine_files(&test.machine_dir).iter().for_each(|file| seen.note(file));
+    for file in &machine_files(&test.machine_dir) {
+        seen.note(file);
+    }
     // The machine's own settings, and nothing of the environment that the tests happen to run in.
     let overrides = Overrides { environment: Vec::new().into_iter().collect(), flags: Vec::new() };
     let (settings, _) = load(&test.machine_dir, &overrides)?;

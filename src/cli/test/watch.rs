@@ -51,7 +51,9 @@ impl Test {
     fn is_current(&self) -> bool {
         let now = Seen::default();
         let files = self.loaded.seen.files();
-        files.keys().for_each(|path| now.note(path));
+        for path in files.keys() {
+            now.note(path);
+        }
         now.files() == files
     }
 }

@@ -34,7 +34,7 @@ mod functions {
     #[rhai_fn(return_raw)]
     pub fn size(path: &str) -> ScriptResult<i64> {
         let place = readable(path)?;
-        let length = place.len().map_err(|cause| failed(&place, &cause))?;
+        let length = place.length().map_err(|cause| failed(&place, &cause))?;
         Ok(i64::try_from(length).unwrap_or(i64::MAX))
     }
 

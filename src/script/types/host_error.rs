@@ -43,13 +43,11 @@ impl HostError {
 
 /// What the status of an answer means for the job that asked. Where the server says itself whether to try again, it knows best.
 fn class_of(status: u16, try_again: Option<bool>) -> FailureClass {
-    match (status, try_again) {
-        (401..=403, _) => FailureClass::Account,
-        (_, Some(true)) => FailureClass::Retryable,
-        (_, Some(false)) => FailureClass::Fatal,
-        (408 | 409 | 423 | 425 | 429 | 500.., None) => FailureClass::Retryable,
-        _ => FailureClass::Fatal,
+    if matches!(status, 401..=403) {
+        return FailureClass::Account;
     }
+    let again = try_again.unwrap_or(matches!(status, 408 | 409 | 423 | 425 | 429 | 500..));
+    if again { FailureClass::Retryable } else { FailureClass::Fatal }
 }
 
 /// `x-should-retry`, as the APIs of models send it.
