@@ -187,7 +187,7 @@ mod tests {
         assert_eq!(of("print(st"), (6, "step".to_owned()));
         assert_eq!(of("ans"), (0, "answer".to_owned()));
         assert_eq!(of("answer.t"), (6, ".to_json .trim".to_owned()));
-        assert_eq!(of("f(\u{e4}; sl"), (5, "sleep".to_owned()));
+        assert_eq!(of("f(\u{e4}; sl"), (6, "sleep".to_owned()));
         assert_eq!(of(":re"), (0, ":reset".to_owned()));
         assert_eq!(of("1 + "), (4, String::new()));
     }
