@@ -77,7 +77,7 @@ async fn what_runs_at_once_ends_with_its_call() {
 #[tokio::test(flavor = "multi_thread")]
 async fn mistakes_with_functions_are_named() {
     for (body, expected) in [
-        ("parallel([1])", "element 0 must be a function such as || work(), found i64"),
+        ("parallel([1])", "element 0 must be a function such as || work(), found int"),
         ("parallel([|| 1], #{ limit: 0 })", "parallel: limit: lies between 1 and 64"),
         ("let options = #{ limt: 1 }; parallel([|| 1], options)", "did you mean limit?"),
         ("retry(#{ jitter: 2 }, || 1)", "jitter: must be a number from 0.0 to 1.0"),

@@ -149,6 +149,13 @@ struct Watching {
     lines: Receiver<String>,
 }
 
+impl Drop for Watching {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 impl Watching {
     fn start(dir: &Path) -> Self {
         let mut command = Command::new(BINARY);

@@ -194,7 +194,11 @@ fn load_suite(host: &ScriptHost, test: &find::Found, state_dir: &Path, seen: &Se
         seen.note(file);
     }
     // The machine's own settings, and nothing of the environment that the tests happen to run in.
-    let overrides = Overrides { environment: Vec::new().into_iter().collect(), flags: Vec::new() };
+    let mut overrides = Overrides { environment: Vec::new().into_iter().collect(), flags: Vec::new() };
+    // A library belongs to no machine, and the name of its directory need be no machine's.
+    if !machine_files(&test.machine_dir).iter().any(|file| file.is_file()) {
+        overrides.flags.push(("tests".into(), "machine.type".into(), "test".into()));
+    }
     let (settings, _) = load(&test.machine_dir, &overrides)?;
     let host = host.for_directories(settings.dir.clone(), settings.scripts_dir.clone()).recording(seen);
     let id = Name::new("test").map_err(|cause| Problem::error(cause.to_string()))?;
