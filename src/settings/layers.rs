@@ -76,10 +76,13 @@ pub fn load(dir: &Path, overrides: &Overrides) -> Result<(Settings, Tree), Probl
         Ok(file) => tree.merge(file),
         Err(problem) => problems.push(problem),
     }
-    tree.merge(from_environment(&overrides.environment, &known, &mut problems));
+    let environment = from_environment(&overrides.environment, &known, &mut problems);
+    tree.merge(with_kinds(environment, &tree));
     for (flag, path, value) in &overrides.flags {
+        let mut over = Tree::default();
         let path = path.split('.').map(str::to_owned).collect();
-        tree.set(path, Leaf { value: Value::String(value.clone()), origin: Origin::Flag(flag.clone()) });
+        over.set(path, Leaf { value: Value::String(value.clone()), origin: Origin::Flag(flag.clone()) });
+        tree.merge(with_kinds(over, &tree));
     }
     expand_variables(&mut tree, &overrides.environment, &mut problems);
     let value = tree.to_value();
@@ -124,9 +127,8 @@ fn from_environment(environment: &BTreeMap<String, String>, known: &Tree, proble
             continue;
         }
         let path = rest.to_lowercase().replace("__", ".");
-        let free = ["vars.", "connectors.", "machine.labels."].iter().any(|prefix| path.starts_with(prefix));
         let segments: Vec<String> = path.split('.').map(str::to_owned).collect();
-        if free || known.leaves.contains_key(&segments) {
+        if is_free(&segments) || known.leaves.contains_key(&segments) {
             set(&path, name, value);
             continue;
         }
@@ -140,6 +142,33 @@ fn from_environment(environment: &BTreeMap<String, String>, known: &Tree, proble
         problems.push(problem);
     }
     tree
+}
+
+/// Whether no type of ours says what the value must be.
+fn is_free(path: &[String]) -> bool {
+    match path {
+        [section, _, ..] if section == "vars" || section == "connectors" => true,
+        [section, labels, _, ..] => section == "machine" && labels == "labels",
+        _ => false,
+    }
+}
+
+/// Free values come as text. One is of the kind of what it replaces in `below`, and where it replaces nothing a number, a
+/// boolean, a list or a map if it reads as one.
+fn with_kinds(mut over: Tree, below: &Tree) -> Tree {
+    for (path, leaf) in over.leaves.iter_mut().filter(|(path, _)| is_free(path)) {
+        let Some(read) = leaf.value.as_str().and_then(|text| serde_json::from_str::<Value>(text).ok()) else {
+            continue;
+        };
+        let fits = match below.leaves.get(path) {
+            Some(replaced) => std::mem::discriminant(&replaced.value) == std::mem::discriminant(&read),
+            None => !read.is_string() && !read.is_null(),
+        };
+        if fits {
+            leaf.value = read;
+        }
+    }
+    over
 }
 
 /// `${NAME}` in a text is the environment variable's value, `${NAME:-text}` falls back.
@@ -482,6 +511,28 @@ mod tests {
         assert_eq!(origin("queue.lease"), "environment MACHINIST_QUEUE__LEASE");
         assert_eq!(origin("machine.pool"), "machine.toml:2");
         assert_eq!(origin("log.level"), "default");
+    }
+
+    #[test]
+    fn free_values_from_outside_have_the_kind_of_what_they_replace() {
+        let file = "[vars.a]\nport = 8188\nname = \"x\"\non = false\nlist = []\n";
+        let dir = machine("machine.toml", file);
+        let mut overrides = environment(&[
+            ("MACHINIST_VARS__A__PORT", "9000"),
+            ("MACHINIST_VARS__A__NAME", "9000"),
+            ("MACHINIST_VARS__A__ON", "true"),
+            ("MACHINIST_VARS__NEW", "[1, \"b\"]"),
+            ("MACHINIST_VARS__TEXT", "9000 things"),
+            ("MACHINIST_CONNECTORS__COMFYUI__VARS__INLINE_MAX", "5"),
+        ]);
+        overrides.flags.push(("--set".into(), "vars.a.list".into(), "[2]".into()));
+        overrides.flags.push(("--set".into(), "vars.a.on".into(), "perhaps".into()));
+        let (settings, _) = load_in(&dir, &overrides).unwrap();
+        let a = serde_json::json!({ "port": 9000, "name": "9000", "on": "perhaps", "list": [2] });
+        assert_eq!(settings.vars["a"], a);
+        assert_eq!(settings.vars["new"], serde_json::json!([1, "b"]));
+        assert_eq!(settings.vars["text"], "9000 things");
+        assert_eq!(settings.connectors[&"comfyui".parse::<Name>().unwrap()].vars["inline_max"], 5);
     }
 
     #[test]
