@@ -340,13 +340,20 @@ fn overlaid(keys: Map) -> ScriptResult<Map> {
         if there.type_name() != value.type_name() && !numbers {
             return Err(error(format!("m: {key}: must be a {}, found {}", kind_of(there), kind_of(&value))));
         }
-        if let (Some(mut there), Some(value)) = (there.write_lock::<Map>(), value.read_lock::<Map>()) {
-            there.extend(value.iter().map(|(key, value)| (key.clone(), value.clone())));
-            continue;
-        }
-        m.insert(key, value);
+        put_over(there, value);
     }
     Ok(m)
+}
+
+/// Maps are put over maps key by key, as settings are.
+fn put_over(there: &mut Dynamic, value: Dynamic) {
+    if let (Some(mut there), Some(value)) = (there.write_lock::<Map>(), value.read_lock::<Map>()) {
+        for (key, value) in value.iter() {
+            put_over(there.entry(key.clone()).or_insert(Dynamic::UNIT), value.clone());
+        }
+        return;
+    }
+    *there = value;
 }
 
 fn gpus(value: Dynamic) -> ScriptResult<Dynamic> {
@@ -410,10 +417,8 @@ fn list(program: &Arc<Program>, hook: &'static str, m: &Map) -> ScriptResult<Arr
                 .try_cast::<Array>()
                 .ok_or_else(|| error(format!("{hook}(m) must return an array of maps, it returned {kind}")))
         }
-        Err((cause, failed)) => {
-            let _ = failed;
-            Err(cause)
-        }
+        // Its place is one in another file than the test's.
+        Err((_, failed)) => Err(error(failed.problem.message)),
     }
 }
 
