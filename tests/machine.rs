@@ -164,6 +164,40 @@ fn a_connector_is_replaced_live_and_jobs_in_flight_finish_on_the_old() {
 }
 
 #[test]
+fn a_backend_that_is_gone_costs_no_job_its_attempts() {
+    let script = "fn services(m) { [] }\nfn workers(m) { [ #{ name: \"w\", connector: \"mine\", slots: 2 } ] }\n";
+    let run = "fn run(job, ctx) { if !fs::exists(`${ctx.machine.dir}/up`) { throw retryable(\"it is gone\"); } sleep(0.05); 1 }\n";
+    let check = "fn check(ctx) { if !fs::exists(`${ctx.machine.dir}/up`) { throw retryable(\"not up\"); } true }\n";
+    // Its check knows; it has none, and the jobs that fail tell.
+    for (connector, reason, most) in
+        [(format!("{check}{run}"), "not up", 4), (run.to_owned(), "jobs in a row failed", 8)]
+    {
+        let mut machine = Machine::new(script, "");
+        machine.write("connectors/mine.rhai", &connector);
+        machine.write("up", "");
+        machine.start();
+        machine.wait_healthy();
+        let job = json!({ "service": "mine", "retry": { "max_attempts": 5, "backoff": { "initial": "300ms" } } });
+        let lines = vec![job.to_string(); 200].join("\n");
+        std::fs::write(machine.path("jobs.ndjson"), lines).unwrap();
+        let bulk = machine.path("jobs.ndjson").display().to_string();
+        assert!(machine.cli(&["jobs", "submit", "--file", &bulk]).status.success());
+        machine.wait("some to be done", |status| status["workers"]["w"]["completed"].as_u64() > Some(5));
+        std::fs::remove_file(machine.path("up")).unwrap();
+        machine.wait("the worker to claim no more", |status| {
+            status["workers"]["w"]["state"] == "not_ready"
+                && status["workers"]["w"]["reason"].to_string().contains(reason)
+        });
+        machine.write("up", "");
+        machine.wait("all to be done", |status| status["workers"]["w"]["completed"] == 200);
+        let jobs = machine.json(&["jobs", "list", "-n", "300"]);
+        let attempts = jobs["jobs"].as_array().unwrap().iter().map(|job| job["attempts"].as_u64().unwrap());
+        let failed = attempts.sum::<u64>() - 200;
+        assert!((1..=most).contains(&failed), "{failed} attempts failed: {reason}");
+    }
+}
+
+#[test]
 fn blocked_scripts_do_not_hold_up_probes() {
     let slots = std::thread::available_parallelism().unwrap().get() + 4;
     let script = format!(

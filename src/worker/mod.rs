@@ -3,6 +3,7 @@
 //! Each worker is one task that claims while it may and has free slots; each job is a task of its own that ends by
 //! delivering its outcome, however long the queue takes to accept it; one task per worker keeps the lease.
 
+mod circuit;
 mod connector;
 mod events;
 mod job;

@@ -10,6 +10,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::circuit::Circuit;
 use super::events::{JobFailed, JobLost, JobOverdue, WorkerChanged};
 use super::job::{Outcome, Reporter, hand_over};
 use super::{Connector, JobContext, RunningJob, WorkerState, WorkerStatus};
@@ -23,11 +24,11 @@ use crate::telemetry::{EventLog, Published, label};
 /// How often a check that fails is made again, and one that holds while the worker waits for jobs.
 const CHECK_FAILING: Duration = Duration::from_secs(2);
 const CHECK_HOLDING: Duration = Duration::from_secs(30);
-/// How long a connector may take to stop once it was told.
 /// A status is read by people and by the machine's loop: neither needs every job's coming and going.
 const PUBLISH_EVERY: Duration = Duration::from_millis(5);
 /// How many models a worker is taken to have loaded.
 const MAX_LOADED: usize = 2;
+/// How long a connector may take to stop once it was told.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What beats are counted from.
@@ -76,8 +77,9 @@ struct Shared {
     wake: Notify,
     /// Set once: claim no more, and when to stop what still runs.
     drain: watch::Sender<Option<Instant>>,
-    /// The connector's account is at fault: its check decides when to go on.
+    /// A job failed by no fault of its own: the connector's check decides when to go on.
     recheck: Notify,
+    circuit: Mutex<Circuit>,
     stopped: CancellationToken,
     state: Mutex<(WorkerState, Option<String>)>,
     counts: Mutex<(u64, u64)>,
@@ -126,6 +128,7 @@ impl Worker {
             wake: Notify::new(),
             drain: watch::Sender::new(None),
             recheck: Notify::new(),
+            circuit: Mutex::default(),
             stopped: CancellationToken::new(),
             state: Mutex::new((WorkerState::Waiting, None)),
             counts: Mutex::default(),
@@ -153,6 +156,7 @@ impl WorkerHandle {
     /// Jobs in flight finish on the connector they began with.
     pub fn replace_connector(&self, connector: Arc<dyn Connector>) {
         *lock(&self.shared.connector) = connector;
+        *lock(&self.shared.circuit) = Circuit::default();
         self.shared.recheck.notify_one();
         // One whose check fails does not wait for its next try.
         self.shared.wake.notify_one();
@@ -193,15 +197,21 @@ impl Shared {
         while self.drain.borrow().is_none() {
             let not_ready = ready.borrow_and_update().clone().err();
             if let Some(why) = not_ready {
+                *lock(&self.circuit) = Circuit::default();
                 self.set_state(WorkerState::Waiting, Some(why));
                 self.pause(Duration::MAX, &mut ready).await;
                 continue;
+            }
+            if self.recheck.notified().now_or_never().is_some() {
+                checked = None;
             }
             if checked.is_none_or(|at| at.elapsed() >= CHECK_HOLDING) {
                 let connector = Arc::clone(&lock(&self.connector));
                 let outcome = AssertUnwindSafe(connector.check()).catch_unwind().await;
                 if let Err(failure) = outcome.unwrap_or_else(|_| Err(panicked("the check"))) {
                     checked = None;
+                    // From here on the check tells when the backend is back.
+                    *lock(&self.circuit) = Circuit::default();
                     self.set_state(WorkerState::NotReady, Some(failure.message));
                     self.pause(CHECK_FAILING, &mut ready).await;
                     continue;
@@ -228,15 +238,27 @@ impl Shared {
                 self.pause(Duration::MAX, &mut ready).await;
                 continue;
             }
+            let allowed = lock(&self.circuit).may_claim(free, Instant::now());
+            let limit = match allowed {
+                Ok(limit) => limit,
+                Err(shut) => {
+                    self.set_state(WorkerState::NotReady, Some(shut.why));
+                    self.pause(shut.wait.unwrap_or(Duration::MAX), &mut ready).await;
+                    continue;
+                }
+            };
             let request = ClaimRequest {
                 registration: self.config.registration.clone(),
-                limit: free,
+                limit,
                 loaded: lock(&self.loaded).iter().cloned().collect(),
             };
             match self.config.broker.claim(&request).await {
                 Ok(claims) => {
                     self.set_state(WorkerState::Active, None);
                     let none = claims.is_empty();
+                    if !none {
+                        lock(&self.circuit).claimed();
+                    }
                     for claim in claims {
                         self.begin(claim, jobs);
                     }
@@ -256,9 +278,6 @@ impl Shared {
                     self.set_state(WorkerState::Disconnected, Some(cause.to_string()));
                     self.pause(CHECK_FAILING, &mut ready).await;
                 }
-            }
-            if self.recheck.notified().now_or_never().is_some() {
-                checked = None;
             }
         }
         self.finish(registered).await;
@@ -404,6 +423,7 @@ impl Shared {
                 loaded.pop_front();
             }
         }
+        self.learn(&id, &outcome);
         // After another outcome the worker may have to claim no more.
         let slot_left = matches!(outcome, Outcome::Completed(_));
         if slot_left {
@@ -429,6 +449,27 @@ impl Shared {
         self.publish();
     }
 
+    /// What the outcome tells of the backend.
+    fn learn(&self, job: &JobId, outcome: &Outcome) {
+        let mut circuit = lock(&self.circuit);
+        match outcome {
+            Outcome::Completed(_) => circuit.succeeded(),
+            Outcome::Failed(failure) => match failure.class {
+                // A backend that is gone must not cost every job that waits an attempt.
+                FailureClass::Retryable | FailureClass::Timeout => {
+                    circuit.failed(job, failure, Instant::now());
+                    self.recheck.notify_one();
+                }
+                FailureClass::Account => {
+                    circuit.ended();
+                    self.recheck.notify_one();
+                }
+                FailureClass::Fatal | FailureClass::WrongMachine | FailureClass::Cancelled => circuit.ended(),
+            },
+            Outcome::Released(_) => circuit.ended(),
+        }
+    }
+
     async fn deliver(&self, token: &Token, outcome: &Outcome) {
         let state = hand_over(self.config.broker.as_ref(), token, outcome).await;
         let (worker, job) = (self.config.name.clone(), token.job.clone());
@@ -439,7 +480,6 @@ impl Shared {
                 lock(&self.counts).1 += 1;
                 self.config.events.emit(&JobFailed { worker, job, failure: failure.clone() });
             }
-            (Some(_), Outcome::Failed(failure)) if failure.class == FailureClass::Account => self.recheck.notify_one(),
             (Some(_), _) => {}
         }
     }
