@@ -88,6 +88,8 @@ async fn comfy(way: Way) -> (Backend, Shared) {
         }
         told.lock().unwrap().told.push(query["clientId"].clone());
         ws.on_upgrade(async move |mut socket| {
+            // The client's hello: unread, it would make the end of the connection a reset, which takes what was sent with it.
+            socket.recv().await;
             // Tells when a prompt is there; an early break is no end of the job.
             let id = loop {
                 let id = told.lock().unwrap().queue.first().cloned();
