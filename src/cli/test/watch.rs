@@ -2,6 +2,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::{Bench, Loaded, Outcome, find, show};
@@ -19,6 +20,9 @@ pub(super) async fn watch(bench: Arc<Bench>, json: bool) -> Result<ExitCode, Cli
     let _stop = stop.clone().drop_guard();
     let mut tests: Vec<Test> = Vec::new();
     let mut watcher = FileWatcher::start(Watched::new(), DEBOUNCE, SEARCH, stop);
+    // Listened to all the time: Ctrl-C while tests run ends after them.
+    let mut interrupts = signal(SignalKind::interrupt())
+        .map_err(|cause| CliError::internal(format!("the signal of Ctrl-C: {cause}")))?;
     let mut first = true;
     loop {
         let (again, before) = (Arc::clone(&bench), tests);
@@ -32,7 +36,7 @@ pub(super) async fn watch(bench: Arc<Bench>, json: bool) -> Result<ExitCode, Cli
         tokio::select! {
             () = watcher.changed() => {}
             () = tokio::time::sleep(SEARCH) => {}
-            _ = tokio::signal::ctrl_c() => {
+            _ = interrupts.recv() => {
                 let bad = tests.iter().any(|test| !test.passed);
                 return Ok(if bad { ExitCode::from(1) } else { ExitCode::SUCCESS });
             }
