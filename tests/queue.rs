@@ -394,6 +394,19 @@ async fn lists_page_in_order(backend: Backend) {
         listed.extend(page.into_iter().map(|job| job.id));
     }
     assert_eq!(listed, ids);
+
+    // Customers share places: each of these has the first, with the first job of all; then ids decide.
+    for n in 0..50 {
+        ids.push(queue.submit(json!({ "customer": format!("c{n}"), "service": format!("s{n}") })).await);
+    }
+    ids[1..].rotate_left(6);
+    ids[..51].sort();
+    let mut listed = Vec::new();
+    for offset in (0..57).step_by(3) {
+        let filter = JobFilter { limit: Some(3), offset: Some(offset), ..JobFilter::default() };
+        listed.extend(queue.broker.list(&filter).await.unwrap().into_iter().map(|job| job.id));
+    }
+    assert_eq!(listed, ids);
     let none = JobFilter { service: Some(Name::new("other").unwrap()), ..JobFilter::default() };
     assert!(queue.broker.list(&none).await.unwrap().is_empty());
 }

@@ -444,9 +444,10 @@ impl Client {
             heads.extend(found.iter().zip(chunk).filter_map(|(head, class)| Some((head.parse::<u64>().ok()?, class))));
         }
         heads.sort_unstable();
-        // Where so many classes have a job up to here, none goes before those that comes after.
-        let bound = heads.get(most.saturating_sub(1)).map_or("+inf".to_owned(), |(head, _)| head.to_string());
-        heads.truncate(most);
+        // Where so many classes have a job up to here, none goes before those that comes after; customers share places.
+        let bound = heads.get(most.saturating_sub(1)).map_or(u64::MAX, |(head, _)| *head);
+        heads.retain(|(head, _)| *head <= bound);
+        let bound = if bound == u64::MAX { "+inf".to_owned() } else { bound.to_string() };
         let mut best: BTreeSet<(u64, String)> = BTreeSet::new();
         for chunk in heads.chunks((PENDING_PAGE / most.max(1)).clamp(1, HEADS_PAGE)) {
             let mut arguments = vec![most.to_string(), bound.clone()];
