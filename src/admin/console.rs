@@ -50,6 +50,21 @@ impl Consoles {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Answers with its id and its names.
+    fn open(&self, ground: &ConsoleGround, cancel: CancellationToken) -> Result<(String, Vec<String>), ApiError> {
+        // Held until the new one is among them, so that two at once do not both find the last place.
+        let mut open = self.lock();
+        open.retain(|_, open| !open.console.is_over());
+        if open.len() >= MAX_CONSOLES {
+            return Err(ApiError::conflict(format!("there are {MAX_CONSOLES} consoles already"))
+                .help("end one; each ends by itself after 30 minutes without an input"));
+        }
+        let console = Console::open(&ground.program, &ground.context).map_err(ApiError::unavailable)?;
+        let (id, names) = (Uuid::new_v4().simple().to_string(), console.names().to_vec());
+        open.insert(id.clone(), Open { console, generation: ground.context.generation, cancel });
+        Ok((id, names))
+    }
+
     fn get(&self, id: &str) -> Result<Open, ApiError> {
         let mut open = self.lock();
         open.retain(|_, open| !open.console.is_over());
@@ -115,17 +130,8 @@ async fn allowed(deps: &AdminDeps) -> Result<Box<ConsoleGround>, ApiError> {
 
 pub(super) async fn open(State(deps): State<AdminDeps>) -> Result<(StatusCode, Json<ConsoleIsOpen>), ApiError> {
     let ground = allowed(&deps).await?;
-    let consoles = deps.consoles.clone();
-    consoles.lock().retain(|_, open| !open.console.is_over());
-    if consoles.lock().len() >= MAX_CONSOLES {
-        return Err(ApiError::conflict(format!("there are {MAX_CONSOLES} consoles already"))
-            .help("end one; each ends by itself after 30 minutes without an input"));
-    }
-    let console = Console::open(&ground.program, &ground.context).map_err(ApiError::unavailable)?;
-    let (id, generation) = (Uuid::new_v4().simple().to_string(), ground.context.generation);
-    let names = console.names().to_vec();
-    let cancel = deps.shutdown.child_token();
-    consoles.lock().insert(id.clone(), Open { console, generation, cancel });
+    let generation = ground.context.generation;
+    let (id, names) = deps.consoles.open(&ground, deps.shutdown.child_token())?;
     deps.events.emit(&ConsoleOpened { console: id.clone(), generation });
     Ok((StatusCode::CREATED, Json(ConsoleIsOpen { console: id, generation, names })))
 }
