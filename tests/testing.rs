@@ -96,6 +96,28 @@ fn exit_codes_tell_how_it_went() {
 }
 
 #[test]
+fn what_a_test_does_not_say_is_asked_for_at_its_place_in_an_imported_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    write(dir, "lib/web.rhai", "fn load(url) {\n    let answer = http::get(url);\n    answer.status\n}\n");
+    let connector = "import \"lib/web\" as web;\n\nfn run(job, ctx) {\n    try { web::load(\"http://a/\") } catch { 1 }\n}\n\nfn check(ctx) {\n    web::load(\"http://b/\") == 200\n}\n";
+    write(dir, "connectors/one.rhai", connector);
+    write(dir, "connectors/one_test.rhai", "fn test_it() {\n    check();\n}\n\nfn test_caught() {\n    run(#{});\n}\n");
+    let said = tested(dir, &[], 1);
+    for part in [
+        "the test does not say what GET http://b/ gives",
+        "lib/web.rhai:2:",
+        "in function load, called at line 8",
+        "asked for at connectors/one_test.rhai:2:5",
+        // Though the script goes on, the test failed.
+        "the test does not say what GET http://a/ gives",
+        "2 failed",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+}
+
+#[test]
 fn build_servers_get_xml_that_holds_whatever_tests_say() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();

@@ -185,6 +185,8 @@ fn settled(
     outcome: ScriptResult<Dynamic>,
 ) -> ScriptResult<Called> {
     let cause = match outcome {
+        // It caught what ended the test.
+        Ok(_) if world::is_over() => return Err(error(world::ENDED)),
         Ok(value) => return Ok(Ok(value)),
         Err(cause) => cause,
     };
@@ -193,7 +195,7 @@ fn settled(
         with(|world| {
             world.place.get_or_insert(failed.problem);
         });
-        return Err(terminated(world::ENDED));
+        return Err(error(world::ENDED));
     }
     if let Some(why) = Call::current()?.interruption() {
         return Err(terminated(why));

@@ -19,6 +19,8 @@ mod told;
 mod world;
 mod ws;
 
+use std::sync::LazyLock;
+
 use rhai::Engine;
 
 use super::api::Section;
@@ -30,17 +32,20 @@ pub(super) use redis::redis;
 pub(super) use service::{act_on_service, service_state, start_all_services, wait_for_service};
 pub use suite::{Report, Suite, Verdict};
 pub(super) use told::{emitted, logged, measured};
-pub(super) use world::{left, now, sleep, storage, timestamp, variable};
+pub(super) use world::{ENDED, is_over, left, now, sleep, storage, timestamp, variable};
 pub(super) use ws::{MockedSocket, connect};
 
 /// What tests have beyond what all scripts have.
 pub(super) fn sections() -> Vec<Section> {
-    vec![
-        Section::namespace("mock", mock::module()),
-        Section::namespace("clock", clock::module()),
-        Section::words("Hooks under test", hooks::module()),
-        Section::words("Assertions", assert::module()),
-    ]
+    static SECTIONS: LazyLock<Vec<Section>> = LazyLock::new(|| {
+        vec![
+            Section::namespace("mock", mock::module()),
+            Section::namespace("clock", clock::module()),
+            Section::words("Hooks under test", hooks::module()),
+            Section::words("Assertions", assert::module()),
+        ]
+    });
+    SECTIONS.clone()
 }
 
 pub(super) fn register(engine: &mut Engine) {

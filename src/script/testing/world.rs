@@ -19,7 +19,7 @@ use crate::script::call::{CANCELLED, DEADLINE, ScriptResult, error, terminated};
 const EPOCH: Timestamp = Timestamp::from_millis(1_767_225_600_000);
 
 /// Ends a test from inside, past every `catch` of its scripts.
-pub(super) const ENDED: &str = "ended";
+pub(in crate::script) const ENDED: &str = "ended";
 
 /// One expectation of a test: what is asked, and what is answered.
 struct Mock {
@@ -196,11 +196,13 @@ pub(super) fn fail(message: impl Into<String>, help: Option<String>, lines: Vec<
     let failed = Ended::Failed { message: message.into(), help, lines };
     // What failed first is told.
     with(|world| world.ended.get_or_insert(failed).clone());
-    terminated(ENDED)
+    // Rhai forgets the way to what terminates a script, and remembers it for what is thrown: the test failed, even if the
+    // script catches this.
+    error(ENDED)
 }
 
-pub(super) fn is_over() -> bool {
-    with(|world| world.ended.is_some())
+pub(in crate::script) fn is_over() -> bool {
+    WORLD.with(|world| world.try_borrow().is_ok_and(|world| world.as_ref().is_some_and(|world| world.ended.is_some())))
 }
 
 /// Writes down what was asked of the world.
