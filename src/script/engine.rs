@@ -1,4 +1,7 @@
-use rhai::{Dynamic, Engine, OptimizationLevel};
+use std::sync::LazyLock;
+
+use rhai::packages::{Package as _, StandardPackage};
+use rhai::{Dynamic, Engine, Module, OptimizationLevel, Shared};
 
 use super::resolver::RootedResolver;
 use super::{api, call, lines, testing};
@@ -21,12 +24,19 @@ const PURE_OPERATIONS: u64 = 5_000_000;
 /// Operations of a test itself; the hooks that it calls have their own limits.
 const TEST_OPERATIONS: u64 = 20_000_000;
 
+/// What Rhai's own engines have.
+const STRINGS_INTERNED: usize = 256;
+
 /// Words of the language that scripts do without.
 pub(super) const DISABLED: [&str; 1] = ["eval"];
 
 /// An engine in which nothing is unlimited and nothing blocks without end.
 pub(super) fn build(power: Power, resolver: RootedResolver) -> Engine {
-    let mut engine = Engine::new();
+    // What the language itself has, and the primitives, is one for all engines: a machine has many.
+    static STANDARD: LazyLock<Shared<Module>> = LazyLock::new(|| StandardPackage::new().as_shared_module());
+    let mut engine = Engine::new_raw();
+    engine.set_max_strings_interned(STRINGS_INTERNED);
+    engine.register_global_module(Shared::clone(&STANDARD));
     engine.set_optimization_level(OptimizationLevel::Simple);
     engine.set_strict_variables(true);
     engine.set_fail_on_invalid_map_property(true);

@@ -172,7 +172,7 @@ pub(super) struct Program {
     pub warnings: Problems,
     /// What a connector's `vars` may be.
     pub config: Option<ConfigSchema>,
-    functions: Functions,
+    functions: &'static Functions,
     power: Power,
 }
 
@@ -191,13 +191,13 @@ impl Program {
         let roots = vec![deps.config.machine_dir.clone(), deps.config.scripts_dir.clone()];
         let resolver = RootedResolver::new(roots, seen.clone());
         let mut engine = engine::build(power, resolver.clone());
-        let functions = Functions::of(&engine);
+        let functions = Functions::of(power);
         let mut problems = Problems::default();
         // The same files are looked at once, not for each power.
         if power != Power::Pure {
             // Maps of constants are kept as they are written, with the places of their keys.
             engine.set_optimization_level(OptimizationLevel::None);
-            problems.extend(lint(&engine, &functions, &resolver, &source, hooks));
+            problems.extend(lint(&engine, functions, &resolver, &source, hooks));
             engine.set_optimization_level(OptimizationLevel::Simple);
         }
         let mut ast = match engine.compile(&text) {
@@ -317,7 +317,8 @@ impl Program {
         limit: Option<Duration>,
     ) -> Problem {
         let sources: Vec<SourceText> = self.sources.iter().chain(imported).cloned().collect();
-        Places { sources: &sources, engine: &self.engine, functions: &self.functions }.runtime(cause, hook, limit)
+        let tree = Some(&self.ast);
+        Places { sources: &sources, tree, engine: &self.engine, functions: self.functions }.runtime(cause, hook, limit)
     }
 
     /// Calls a function of the script on a thread of its own, which `limit` is told of when the call runs into its deadline.

@@ -111,7 +111,7 @@ impl Bench {
     fn once(&self, json: bool) -> Result<ExitCode, CliError> {
         let began = Instant::now();
         let found = find::tests_in(&self.args.paths)?;
-        let loaded: Vec<Loaded> = found.iter().map(|test| self.load(test)).collect();
+        let loaded = at_once(&found, |test| self.load(test));
         let outcomes = self.run(&loaded);
         let took = began.elapsed();
         if let Some(path) = &self.args.junit {
@@ -155,29 +155,37 @@ impl Bench {
             }
             outcomes.push(outcome);
         }
-        let (next, reports) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
-        std::thread::scope(|scope| {
-            for _ in 0..std::thread::available_parallelism().map_or(1, usize::from).min(work.len()) {
-                scope.spawn(|| {
-                    loop {
-                        let number = next.fetch_add(1, Ordering::Relaxed);
-                        let Some((index, suite, name)) = work.get(number) else { return };
-                        let dir = self.next.fetch_add(1, Ordering::Relaxed).to_string();
-                        let report = suite.run(name, self.args.timeout, self.scratch.path().join(dir));
-                        reports.lock().unwrap_or_else(PoisonError::into_inner).push((number, *index, report));
-                    }
-                });
-            }
+        let reports = at_once(&work, |(index, suite, name)| {
+            let dir = self.next.fetch_add(1, Ordering::Relaxed).to_string();
+            (*index, suite.run(name, self.args.timeout, self.scratch.path().join(dir)))
         });
-        let mut reports = reports.into_inner().unwrap_or_else(PoisonError::into_inner);
-        reports.sort_by_key(|(number, _, _)| *number);
-        for (_, index, report) in reports {
+        for (index, report) in reports {
             outcomes[index].reports.push(report);
         }
         // A file without a test that is wanted is not told of.
         outcomes.retain(|outcome| !outcome.reports.is_empty() || !outcome.problems.is_empty());
         outcomes
     }
+}
+
+/// What `act` makes of each, in their order, on as many threads as there are processors.
+fn at_once<T: Sync, R: Send>(work: &[T], act: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from).min(work.len()) {
+            scope.spawn(|| {
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(part) = work.get(number) else { return };
+                    let result = act(part);
+                    done.lock().unwrap_or_else(PoisonError::into_inner).push((number, result));
+                }
+            });
+        }
+    });
+    let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    done.sort_by_key(|(number, _)| *number);
+    done.into_iter().map(|(_, result)| result).collect()
 }
 
 /// Whether all passed.

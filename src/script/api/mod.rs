@@ -24,6 +24,8 @@ mod storage;
 mod time;
 mod ws;
 
+use std::sync::LazyLock;
+
 use rhai::Engine;
 
 use super::types;
@@ -39,6 +41,11 @@ pub(super) use ws::text_of;
 
 /// Everything that scripts have beyond the language, in the order of the reference.
 pub(super) fn sections() -> Vec<Section> {
+    static SECTIONS: LazyLock<Vec<Section>> = LazyLock::new(make_sections);
+    SECTIONS.clone()
+}
+
+fn make_sections() -> Vec<Section> {
     let mut sections = vec![
         Section::namespace("blob", blob::module()),
         Section::namespace("crypto", crypto::module()),

@@ -1,6 +1,7 @@
 use rhai::{Engine, FuncMetadata, Module, Shared};
 
-/// A part of what scripts can use: one heading of the reference, one module of the engine.
+/// A part of what scripts can use: one heading of the reference, one module of all engines.
+#[derive(Clone)]
 pub(in crate::script) struct Section {
     pub place: Place,
     pub module: Shared<Module>,
@@ -18,7 +19,10 @@ pub(in crate::script) enum Place {
 }
 
 impl Section {
-    pub fn namespace(name: &'static str, module: Module) -> Self {
+    pub fn namespace(name: &'static str, mut module: Module) -> Self {
+        // An engine copies a module that lacks these.
+        module.set_id(name);
+        module.build_index();
         Self { place: Place::Namespace(name), module: module.into() }
     }
 

@@ -33,7 +33,7 @@ const MAX_WRITTEN: usize = 4 * 1024 * 1024;
 pub(super) struct Session {
     program: Arc<Program>,
     engine: Engine,
-    functions: Functions,
+    functions: &'static Functions,
     resolver: RootedResolver,
     scope: Scope<'static>,
     /// Functions of earlier inputs.
@@ -52,7 +52,7 @@ impl Session {
     pub fn new(program: Arc<Program>, m: MachineContext) -> Self {
         let resolver = program.resolver.with_the_same_files();
         let engine = engine::build(Power::Full, resolver.clone());
-        let functions = Functions::of(&engine);
+        let functions = Functions::of(Power::Full);
         let mut session = Self {
             program,
             engine,
@@ -182,7 +182,7 @@ impl Session {
         let mut sources = vec![source.clone()];
         sources.extend(self.program.sources.iter().cloned());
         sources.extend(self.resolver.sources());
-        let places = Places { sources: &sources, engine: &self.engine, functions: &self.functions };
+        let places = Places { sources: &sources, tree: None, engine: &self.engine, functions: self.functions };
         let problem = places.runtime(cause, "", Some(limit));
         // Rhai does not say where a primitive was called that failed.
         let somewhere = problem.location.as_ref().is_some_and(|place| place.line == 0 && place.file == source.file);

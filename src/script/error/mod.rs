@@ -6,7 +6,7 @@ pub(super) mod syntax;
 use std::path::Path;
 use std::time::Duration;
 
-use rhai::{ASTNode, Engine, EvalAltResult, Expr, ParseError, Position, Stmt};
+use rhai::{AST, ASTNode, Engine, EvalAltResult, Expr, ParseError, Position, Stmt};
 
 use super::api::Thrown;
 use super::call::{CANCELLED, DEADLINE, innermost};
@@ -22,6 +22,8 @@ const MAX_THROWN: usize = 8 * 1024;
 pub(super) struct Places<'a> {
     /// The script itself first, then what it imports.
     pub sources: &'a [SourceText],
+    /// The script itself, where it is at hand.
+    pub tree: Option<&'a AST>,
     pub engine: &'a Engine,
     pub functions: &'a Functions,
 }
@@ -109,7 +111,9 @@ impl Places<'_> {
     /// Where `function` calls primitives in a namespace.
     fn primitive_calls(&self, source: &SourceText, function: &str) -> Vec<(String, Position)> {
         let Some((begin, end)) = lines_of(&source.text, function) else { return Vec::new() };
-        let Ok(ast) = self.engine.compile(source.text.as_ref()) else { return Vec::new() };
+        let own = self.tree.filter(|_| self.sources.first().is_some_and(|own| own.file == source.file));
+        let made = if own.is_none() { self.engine.compile(source.text.as_ref()).ok() } else { None };
+        let Some(ast) = own.or(made.as_ref()) else { return Vec::new() };
         let mut calls: Vec<(String, Position)> = Vec::new();
         ast.walk(&mut |nodes: &[ASTNode<'_>]| {
             if let Some(ASTNode::Expr(Expr::FnCall(call, at)) | ASTNode::Stmt(Stmt::FnCall(call, at))) = nodes.last() {

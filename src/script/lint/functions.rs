@@ -1,9 +1,13 @@
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::LazyLock;
 
 use rhai::{Engine, FuncMetadata};
 
+use crate::host::Seen;
 use crate::script::api::{Place, sections};
+use crate::script::engine::{self, Power};
 use crate::script::reference::type_name;
+use crate::script::resolver::RootedResolver;
 
 /// What scripts may call without defining it: names with the numbers of arguments they take.
 #[derive(Debug, Default)]
@@ -17,8 +21,22 @@ pub(in crate::script) struct Functions {
 }
 
 impl Functions {
+    /// What engines of this power have.
+    pub fn of(power: Power) -> &'static Self {
+        static TESTS: LazyLock<Functions> = LazyLock::new(|| Functions::all_of(Power::Test));
+        static OTHERS: LazyLock<Functions> = LazyLock::new(|| Functions::all_of(Power::Full));
+        match power {
+            Power::Test => &TESTS,
+            Power::Pure | Power::Full => &OTHERS,
+        }
+    }
+
+    fn all_of(power: Power) -> Self {
+        Self::read(&engine::build(power, RootedResolver::new(Vec::new(), Seen::default())))
+    }
+
     /// Everything registered in the engine, and the options that the comments name.
-    pub fn of(engine: &Engine) -> Self {
+    fn read(engine: &Engine) -> Self {
         let mut functions = Self::default();
         let all = engine.collect_fn_metadata(
             None,
@@ -125,7 +143,7 @@ mod tests {
         for section in sections() {
             section.register(&mut engine);
         }
-        let functions = super::Functions::of(&engine);
+        let functions = super::Functions::read(&engine);
         assert!(functions.options("process::run", 0).is_some(), "the tables are found");
         let mut looked_at = 0;
         for ((name, place), known) in &functions.options {
