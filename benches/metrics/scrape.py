@@ -18,7 +18,7 @@ import urllib.request
 
 SERVICES, GPUS, SCRAPES = 200, 8, 200
 BINARY = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else "target/release/machinist").resolve()
-LIBRARY = BINARY.parent / "examples/libfake_nvml.so"
+LIBRARY = pathlib.Path(os.environ.get("FAKE_NVML", BINARY.parent / "examples/libfake_nvml.so"))
 
 SCRIPT = """fn services(m) {
     [ #{ name: "s", instances: %d, shell: "sleep 1000 & wait" } ]
@@ -93,4 +93,5 @@ def main():
             engine.wait()
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::process::{Lineage, Row, snapshot};
+use super::process::{Lineage, Row, snapshot, with_file};
 
 /// What a process tree uses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -69,7 +69,6 @@ impl Meter {
         count: usize,
         budget: Duration,
     ) -> Vec<Usage> {
-        let begun = Instant::now();
         let parents: HashMap<u32, u32> = rows.iter().map(|row| (row.pid, row.parent)).collect();
         let mut usages = vec![Usage::default(); count];
         let mut members: Vec<(usize, &Row)> = Vec::new();
@@ -91,7 +90,7 @@ impl Meter {
             usage.written_bytes += written;
             usage.open_files += fs::metadata(format!("/proc/{}/fd", row.pid)).map_or(0, |fd| open_files(row.pid, &fd));
         }
-        self.refresh_pss(&members, begun, budget);
+        self.refresh_pss(&members, budget);
         for (root, row) in &members {
             let known = self.pss.get(&(row.pid, row.begun_ticks)).map(|(bytes, _)| *bytes);
             usages[*root].memory_bytes += known.unwrap_or(row.resident_pages * PAGE);
@@ -99,7 +98,8 @@ impl Meter {
         usages
     }
 
-    fn refresh_pss(&mut self, members: &[(usize, &Row)], begun: Instant, budget: Duration) {
+    fn refresh_pss(&mut self, members: &[(usize, &Row)], budget: Duration) {
+        let begun = Instant::now();
         let alive: std::collections::HashSet<(u32, u64)> =
             members.iter().map(|(_, row)| (row.pid, row.begun_ticks)).collect();
         self.pss.retain(|key, _| alive.contains(key));
@@ -147,18 +147,21 @@ fn open_files(pid: u32, directory: &fs::Metadata) -> u64 {
 }
 
 fn io_bytes(pid: u32) -> (u64, u64) {
-    let text = fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
-    let value = |name: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(name));
-        line.and_then(|value| value.trim().parse().ok()).unwrap_or(0)
+    let read = |text: &str| {
+        let value = |name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name));
+            line.and_then(|value| value.trim().parse().ok()).unwrap_or(0)
+        };
+        (value("read_bytes:"), value("write_bytes:"))
     };
-    (value("read_bytes:"), value("write_bytes:"))
+    with_file(pid, "io", read).unwrap_or_default()
 }
 
 fn pss(pid: u32) -> Option<u64> {
-    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
-    line.split_ascii_whitespace().next()?.parse::<u64>().ok().map(|kib| kib * 1024)
+    with_file(pid, "smaps_rollup", |text| {
+        let line = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+        line.split_ascii_whitespace().next()?.parse::<u64>().ok().map(|kib| kib * 1024)
+    })?
 }
 
 #[cfg(test)]
