@@ -86,6 +86,7 @@ fn syntax() {
         ),
         ("the same key twice", "fn services(m) {\n    [ #{ name: \"a\", name: \"b\" } ]\n}\n"),
         ("a word of the language as a key", "fn services(m) {\n    [ #{ name: \"a\", default: 1 } ]\n}\n"),
+        ("a word of the language as a name", "fn services(m) {\n    let until = 1;\n    [until]\n}\n"),
         ("eval", "fn services(m) {\n    eval(\"[]\")\n}\n"),
         ("an f-string", "fn services(m) {\n    let port = 1;\n    [ f\"port {port}\" ]\n}\n"),
         ("===", "fn services(m) {\n    if m.id === \"a\" { [] } else { [] }\n}\n"),

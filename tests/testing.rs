@@ -68,6 +68,23 @@ fn the_example_of_the_guide_passes() {
 }
 
 #[test]
+fn scripts_lie_where_the_environment_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let connector = "import \"lib/backend\" as backend;\nfn run(job, ctx) { backend::text(job.payload, \"a\") }\n";
+    write(dir.path(), "m/connectors/draw.rhai", connector);
+    write(
+        dir.path(),
+        "m/connectors/draw_test.rhai",
+        "fn test_it() { assert_eq(run(#{ payload: #{ a: 1 } }).result, \"1\"); }\n",
+    );
+    assert!(tested(dir.path(), &["m"], 0).contains("1 passed"));
+    let mut nowhere = Command::new(BINARY);
+    nowhere.current_dir(dir.path()).args(["test", "m"]).env("MACHINIST_SCRIPTS_DIR", dir.path().join("nowhere"));
+    let said = text(&nowhere.output().unwrap().stdout);
+    assert!(said.contains("nowhere is not there: say where the scripts are, MACHINIST_SCRIPTS_DIR=DIR"), "{said}");
+}
+
+#[test]
 fn exit_codes_tell_how_it_went() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();

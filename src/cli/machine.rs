@@ -67,10 +67,12 @@ pub(super) async fn status(global: &Global) -> Result<ExitCode, CliError> {
         let rejection = &generation["rejection"];
         let what = if rejection["rolled_back"].is_null() { "refused" } else { "rolled back" };
         output::line(&format!("\nthe latest edit was {what} {} ago:", ago(rejection, "at")));
+        let problems = problems.iter().filter_map(|problem| serde_json::from_value(problem.clone()).ok());
+        let mut problems: Vec<crate::base::Problem> = problems.collect();
+        // What it was refused for comes before what it is only warned of.
+        problems.sort_by_key(|problem| std::cmp::Reverse(problem.severity));
         for problem in problems {
-            if let Ok(problem) = serde_json::from_value::<crate::base::Problem>(problem.clone()) {
-                output::line(&problem.to_string());
-            }
+            output::line(&problem.to_string());
         }
     }
     output::line("");

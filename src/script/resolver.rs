@@ -67,7 +67,13 @@ impl RootedResolver {
         }
         let roots: Vec<String> = self.roots.iter().map(|root| root.display().to_string()).collect();
         let without = path.strip_suffix(".rhai").map(|path| format!("; write the import without .rhai: {path:?}"));
-        Err(format!("there is no file {path}.rhai in {}{}", roots.join(" or "), without.unwrap_or_default()))
+        // A machine was copied to where no scripts lie beside it.
+        let nowhere = self.roots.last().filter(|root| !root.is_dir());
+        let nowhere = nowhere.map(|root| {
+            format!("; {} is not there: say where the scripts are, MACHINIST_SCRIPTS_DIR=DIR", root.display())
+        });
+        let notes = [without, nowhere].into_iter().flatten().collect::<String>();
+        Err(format!("there is no file {path}.rhai in {}{notes}", roots.join(" or ")))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -280,6 +280,8 @@ fn read_settings(dir: &Path, value: &Value, reader: &mut Reader<'_>) -> Option<S
     };
     let dir_name = dir.file_name().and_then(|name| name.to_str()).unwrap_or("machine");
     let state_dir = text(&mut root, reader, "", "state_dir").map_or_else(|| default_state_dir(dir_name), PathBuf::from);
+    // Services and blob stores have working directories and addresses of their own.
+    let state_dir = std::path::absolute(&state_dir).unwrap_or(state_dir);
     let scripts_dir =
         text(&mut root, reader, "", "scripts_dir").map_or_else(|| default_scripts_dir(dir), PathBuf::from);
     let machine = reader.section(&mut root, "machine", |reader, fields| {

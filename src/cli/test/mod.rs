@@ -201,8 +201,10 @@ fn load_suite(host: &ScriptHost, test: &find::Found, state_dir: &Path, seen: &Se
     for file in &machine_files(&test.machine_dir) {
         seen.note(file);
     }
-    // The machine's own settings, and nothing of the environment that the tests happen to run in.
-    let mut overrides = Overrides { environment: Vec::new().into_iter().collect(), flags: Vec::new() };
+    // The machine's own settings, and of the environment that the tests happen to run in only where scripts lie.
+    let name = "MACHINIST_SCRIPTS_DIR".to_owned();
+    let environment = std::env::var(&name).ok().map(|dir| (name, dir)).into_iter().collect();
+    let mut overrides = Overrides { environment, flags: Vec::new() };
     // A library belongs to no machine, and the name of its directory need be no machine's.
     if !machine_files(&test.machine_dir).iter().any(|file| file.is_file()) {
         overrides.flags.push(("tests".into(), "machine.type".into(), "test".into()));

@@ -124,6 +124,10 @@ fn explain(kind: &ParseErrorType, source: &SourceText, found: &Found) -> (String
             let help = help.or_else(|| Some("the language keeps this word for itself: use another name".to_owned()));
             (format!("syntax: {word:?} cannot be used here"), help)
         }
+        ParseErrorType::VariableExpected if found.word.starts_with(char::is_alphabetic) => {
+            let help = "the language keeps this word for itself: use another name".to_owned();
+            (format!("syntax: {:?} cannot be used here", found.word), Some(help))
+        }
         ParseErrorType::MissingToken(token, what) => missing(token, what, found, foreign),
         ParseErrorType::UnexpectedEOF => {
             ("syntax: the file ends in the middle of something".to_owned(), Some("close what is open".to_owned()))
