@@ -180,7 +180,7 @@ async fn a_workflow_runs_to_its_files() {
     let keys = json!({ "payload": {
         "workflow": workflow(), "inputs": { "photo.png": { "base64": "cGhvdG8=" } }, "extra_data": { "a": 1 },
     } });
-    let vars = with(vars(&backend), &json!({ "token_env": KEY_NAME }));
+    let vars = with(vars(&backend), &json!({ "token_env": KEY_NAME, "comfy_org_key_env": KEY_NAME }));
     let attempt = attempt("comfyui", &vars, &keys).await;
     let result = attempt.result();
     let names: Vec<_> = result["files"].as_array().unwrap().iter().map(|file| file["name"].as_str().unwrap()).collect();
@@ -195,7 +195,7 @@ async fn a_workflow_runs_to_its_files() {
     assert_eq!(prompt.header("authorization"), format!("Bearer {KEY}"));
     let body = prompt.json();
     assert_eq!((&body["prompt_id"], &body["client_id"]), (&result["prompt_id"], &json!("m")));
-    assert_eq!(body["extra_data"], json!({ "a": 1 }));
+    assert_eq!(body["extra_data"], json!({ "a": 1, "api_key_comfy_org": KEY }));
     let uploaded = body["prompt"]["2"]["inputs"]["image"].as_str().unwrap();
     assert!(uploaded.ends_with("-photo.png") && uploaded.len() == 26, "{uploaded}");
     uuid::Uuid::parse_str(body["prompt_id"].as_str().unwrap()).unwrap();
@@ -291,11 +291,13 @@ async fn each_end_has_its_class() {
     for (way, class, why) in [
         (Way::Fails("ValueError"), FailureClass::Fatal, "node 3 (KSampler) failed: ValueError: it broke"),
         (Way::Fails("torch.OutOfMemoryError"), FailureClass::Retryable, "OutOfMemoryError"),
+        (Way::Fails("Exception: Unauthorized: Please login"), FailureClass::Account, "Please login"),
         (Way::Interrupted, FailureClass::Retryable, "interrupted"),
         (Way::Lost, FailureClass::Retryable, "does not know the prompt"),
     ] {
         let (backend, _) = comfy(way).await;
-        let attempt = attempt("comfyui", &vars(&backend), &job()).await;
+        let vars = with(vars(&backend), &json!({ "account_pause": "10ms" }));
+        let attempt = attempt("comfyui", &vars, &job()).await;
         assert_eq!(attempt.fate(), (class, None), "{}", attempt.failure());
         assert!(attempt.failure().message.contains(why), "{}", attempt.failure());
         let freed = usize::from(way == Way::Fails("torch.OutOfMemoryError"));

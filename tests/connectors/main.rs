@@ -3,7 +3,9 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod a1111;
 mod comfyui;
+mod gemini;
 mod ollama;
 mod openai;
 mod replicate;
