@@ -51,7 +51,8 @@ impl Reader {
         if line.starts_with("mkdir ") {
             assert!(self.shell(line, repository()).status().unwrap().success(), "{line}");
         } else if line.starts_with("export ") {
-            self.environment.push_str(&format!("{line}\n"));
+            self.environment.push_str(line);
+            self.environment.push('\n');
         } else if line.starts_with("kill ") {
             self.ends();
         } else if let Some(line) = line.strip_suffix('&') {
@@ -59,12 +60,12 @@ impl Reader {
         } else {
             // What a machine says of itself is asked for until it has got so far.
             let again = line.starts_with("machinist status");
+            let pid = Regex::new(r"pid (\d+), up").unwrap();
             let deadline = Instant::now() + LIMIT;
             loop {
                 let output = self.shell(&format!("{line} 2>&1"), &self.dir).output().unwrap();
                 let text = String::from_utf8(output.stdout).unwrap();
                 if plain(&text) == plain(expected) {
-                    let pid = Regex::new(r"pid (\d+), up").unwrap();
                     self.pids.extend(pid.captures(&text).map(|found| found[1].to_owned()));
                     return;
                 }
