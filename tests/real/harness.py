@@ -69,7 +69,7 @@ def wait(what, limit, condition):
 class Machine:
     def __init__(self, name, env):
         self.directory = str(REPOSITORY / "machines" / name)
-        self.state = tempfile.mkdtemp(prefix=f"machinist-{name}-")
+        self.state = tempfile.mkdtemp(prefix=f"machinist-{pathlib.Path(name).name}-")
         self.url = f"http://127.0.0.1:{free_port()}"
         settings = {"MACHINIST_STATE_DIR": self.state, "MACHINIST_HTTP__LISTEN": self.url.removeprefix("http://")}
         self.env = {**os.environ, **settings, **env}

@@ -195,6 +195,10 @@ impl Credentials {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use object_store::signer::Method;
+
     use super::*;
 
     #[test]
@@ -210,5 +214,21 @@ mod tests {
         for key in ["", "/", "../x", "a/../../x", "a//b", "."] {
             assert!(store.path(key).is_err_and(|cause| cause.kind == StorageErrorKind::Invalid), "{key}");
         }
+    }
+
+    #[tokio::test]
+    async fn azure_signs_no_names_that_it_would_refuse() {
+        let account = Credentials {
+            access_key: Some("me".to_owned()),
+            secret_key: Some("c2VjcmV0".to_owned()),
+            ..Credentials::default()
+        };
+        let store = Storage::open("az://box", &account, []).unwrap();
+        let signed = async |key: &str| store.presign(Method::GET, key, Duration::from_secs(60)).await;
+        assert!(signed("a/one_2~.txt").await.unwrap().contains("sig="));
+        let refused = signed("a/one 2.txt").await.unwrap_err();
+        assert!(refused.kind == StorageErrorKind::Invalid && refused.message.contains("this name"), "{refused:?}");
+        let store = Storage::open("s3://bucket", &account, []).unwrap();
+        assert!(store.presign(Method::GET, "a/one 2.txt", Duration::from_secs(60)).await.is_ok());
     }
 }
