@@ -19,6 +19,8 @@ pub struct RetryPolicy {
     /// Methods that may do something twice are repeated, too.
     pub unsafe_too: bool,
     pub backoff: Backoff,
+    /// Where a server asks for a longer pause there is no other try.
+    pub patience: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +47,7 @@ impl Default for RetryPolicy {
     fn default() -> Self {
         let backoff =
             Backoff { initial: Seconds::from_millis(500), max: Seconds::from_secs(8), factor: 2.0, jitter: 0.25 };
-        Self { max: 2, on: None, unsafe_too: false, backoff }
+        Self { max: 2, on: None, unsafe_too: false, backoff, patience: MAX_WAIT }
     }
 }
 
@@ -86,7 +88,7 @@ impl RetryPolicy {
             }
         };
         let wait = asked.unwrap_or_else(|| self.backoff.delay(failures, chance));
-        (again && wait <= MAX_WAIT).then_some(wait)
+        (again && wait <= self.patience).then_some(wait)
     }
 }
 
@@ -160,6 +162,12 @@ mod tests {
             let headers = headers(lines);
             let outcome = Outcome::Answer(StatusCode::SERVICE_UNAVAILABLE, &headers);
             assert_eq!(wait(&policy, &Method::GET, &outcome, 1), expected, "{lines:?}");
+        }
+        let brief = RetryPolicy { patience: Duration::from_secs(2), ..policy.clone() };
+        for (asked, expected) in [("2", Some(2000)), ("3", None)] {
+            let headers = headers(&[("retry-after", asked)]);
+            let outcome = Outcome::Answer(StatusCode::TOO_MANY_REQUESTS, &headers);
+            assert_eq!(wait(&brief, &Method::POST, &outcome, 1), expected, "{asked}");
         }
         let told = headers(&[("x-should-retry", "true")]);
         let outcome = Outcome::Answer(StatusCode::CONFLICT, &told);

@@ -34,7 +34,7 @@ pub(super) fn module() -> Module {
 /// | `timeout` | of one try, up to the head of the answer | 10 min |
 /// | `idle` | the longest silence while the body comes | 60 s |
 /// | `max_body` | of the answer's body; `save` takes as much as comes unless this is given | 64 MiB |
-/// | `retry` | tries after the first, or `#{ max, on, unsafe, initial, longest }`, see the guide | 2 |
+/// | `retry` | tries after the first, or `#{ max, on, unsafe, initial, longest, patience }`, see the guide | 2 |
 /// | `follow` | redirects that are followed | 10 |
 /// | `allow` | statuses from 400 on that are given back instead of thrown: an array, or `"all"` | `[]` |
 /// | `proxy` | an address, or `"none"` | as `HTTP_PROXY`, `HTTPS_PROXY`, `NO_PROXY` say |

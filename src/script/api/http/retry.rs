@@ -6,10 +6,11 @@ use crate::script::call::{ScriptResult, error};
 use crate::script::options::Options;
 use crate::script::prelude::*;
 
-/// `3`, `false`, or `#{ max, on, unsafe, initial, longest }`.
+/// `3`, `false`, or `#{ max, on, unsafe, initial, longest, patience }`.
 pub(super) fn retry(value: &Dynamic) -> ScriptResult<RetryPolicy> {
     let mut policy = RetryPolicy::default();
-    let wrong = || error("retry: must be a number of tries, false, or #{ max, on, unsafe, initial, longest }");
+    let wrong =
+        || error("retry: must be a number of tries, false, or #{ max, on, unsafe, initial, longest, patience }");
     if let Ok(max) = value.as_int() {
         policy.max = u32::try_from(max).map_err(|_| wrong())?;
         return Ok(policy);
@@ -26,6 +27,9 @@ pub(super) fn retry(value: &Dynamic) -> ScriptResult<RetryPolicy> {
     }
     if let Some(longest) = options.duration("longest")? {
         policy.backoff.max = Seconds::new(longest);
+    }
+    if let Some(patience) = options.duration("patience")? {
+        policy.patience = patience;
     }
     if let Some(on) = options.array("on")? {
         let read = |value: &Dynamic| match value.as_int() {
