@@ -350,6 +350,13 @@ async fn every_answer_is_what_the_document_says() {
         assert_eq!(api.post(&format!("/queue/{verb}?scope=service:steps"), json!({})).await.0, 200);
     }
     assert_eq!(api.get("/queue/limits").await["limits"][0]["limit"]["max_running"], 4);
+    assert_eq!(api.post("/queue/limits?scope=account:key", json!({ "per_second": 2.5 })).await.0, 200);
+    assert_eq!(api.post("/queue/resume?scope=account:key", json!({})).await.0, 200);
+    let accounts = api.get("/queue/accounts").await;
+    assert_eq!(
+        accounts["accounts"],
+        json!([{ "account": "key", "running": 0, "waiting": 0, "limit": { "per_second": 2.5, "burst": 3 } }])
+    );
     let schedule = json!({ "name": "nightly", "cron": "30 4 * * *", "job": { "service": "steps" } });
     assert_eq!(api.post("/queue/schedules", schedule).await.0, 200);
     assert_eq!(api.get("/queue/schedules").await["schedules"][0]["name"], "nightly");

@@ -92,6 +92,7 @@ async fn child_that_works() {
                 labels: BTreeMap::new(),
                 deny_customers: BTreeSet::new(),
                 allow_customers: BTreeSet::new(),
+                account: None,
             },
             broker: Arc::clone(&broker),
             connector: Arc::new(Work),

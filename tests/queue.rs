@@ -8,11 +8,12 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use machinist::base::{Name, Timestamp};
+use machinist::base::{Name, Seconds, Timestamp};
 use machinist::host::BlobStore;
 use machinist::queue::{
-    Broker, BrokerError, Claim, ClaimRequest, Failure, FailureClass, JobFilter, JobId, JobSchedule, JobState, Limit,
-    QueueConfig, Registration, Scope, Submission, Token, WebhookSender, connect_redis, open_embedded,
+    AccountStatus, Broker, BrokerError, Claim, ClaimRequest, Failure, FailureClass, HoldRequest, JobFilter, JobId,
+    JobSchedule, JobState, Limit, QueueConfig, Registration, Scope, Submission, Token, Usage, WebhookSender,
+    connect_redis, open_embedded,
 };
 use machinist::spec::{Capabilities, LabelTest};
 use serde_json::{Value, json};
@@ -120,6 +121,11 @@ conformance! {
     a_job_that_is_tried_again_still_waits
     hostile_submissions_are_refused_or_kept_unchanged
     hostile_inbox_entries_are_refused_or_taken_in
+    workers_of_one_account_keep_its_limits_together
+    a_held_account_is_tried_by_one_job_for_all
+    a_trial_whose_worker_dies_is_followed_by_another
+    a_rate_limit_costs_no_attempt_but_not_for_ever
+    what_a_job_used_up_is_kept_with_it
 }
 
 fn job(value: Value) -> Submission {
@@ -144,6 +150,30 @@ impl Queue {
         let registration = who(name, "1");
         self.broker.register(&registration, &capabilities(name, json!({}))).await.unwrap();
         registration
+    }
+
+    /// A worker that shares the account "key".
+    async fn sharing(&self, broker: &dyn Broker, name: &str, life: &str) -> Registration {
+        let registration = who(name, life);
+        broker.register(&registration, &capabilities(name, json!({ "account": "key" }))).await.unwrap();
+        registration
+    }
+
+    /// A client of its own, as another machine has; of a file there is only one.
+    fn second(&self, config: QueueConfig) -> Arc<dyn Broker> {
+        match &self.server {
+            Some(server) => connect_redis(server.url().parse().unwrap(), "test", config),
+            None => Arc::clone(&self.broker),
+        }
+    }
+
+    async fn account(&self) -> AccountStatus {
+        self.broker.accounts().await.unwrap().into_iter().find(|status| status.account.as_str() == "key").unwrap()
+    }
+
+    async fn hold(&self, claim: &Claim, pause: Duration, longest: Option<Duration>) -> (Timestamp, bool) {
+        let (account, token) = (Name::new("key").unwrap(), claim.token.clone());
+        self.broker.hold(&HoldRequest { account, token, pause, longest, why: "down\nagain".to_owned() }).await.unwrap()
     }
 
     async fn submit(&self, value: Value) -> JobId {
@@ -1770,4 +1800,253 @@ async fn what_is_no_queue_is_refused() {
     let path = dir.path().join("held.db");
     let _held = open(&path);
     assert!(error(&path).contains("another process"), "{}", error(&path));
+}
+
+fn account_scope() -> Scope {
+    "account:key".parse().unwrap()
+}
+
+fn up_to(registration: &Registration, limit: u32) -> ClaimRequest {
+    ClaimRequest { registration: registration.clone(), limit, loaded: BTreeSet::new() }
+}
+
+/// Claims until `until`, ending each job at once, waiting as a worker does; how many it had.
+async fn work(broker: Arc<dyn Broker>, worker: Registration, until: Instant) -> usize {
+    let mut done = 0;
+    while Instant::now() < until {
+        match broker.claim(&up_to(&worker, 4)).await {
+            Ok(claims) if !claims.is_empty() => {
+                for claim in claims {
+                    broker.complete(&claim.token, Value::Null).await.unwrap();
+                    done += 1;
+                }
+            }
+            Ok(_) | Err(BrokerError::Held { .. }) => {
+                broker.wait(&worker, until.saturating_duration_since(Instant::now())).await;
+            }
+            Err(cause) => panic!("{cause}"),
+        }
+    }
+    done
+}
+
+async fn workers_of_one_account_keep_its_limits_together(backend: Backend) {
+    let queue = backend.open();
+    let other = queue.second(config());
+    let (a, b) = (queue.sharing(&*queue.broker, "a", "1").await, queue.sharing(&*other, "b", "1").await);
+    let free = queue.worker("free").await;
+    for _ in 0..120 {
+        queue.submit(json!({})).await;
+    }
+    // Slots.
+    let limit = Limit { max_running: Some(3), ..Limit::default() };
+    queue.broker.set_limit(&account_scope(), limit).await.unwrap();
+    let mut first = queue.broker.claim(&up_to(&a, 2)).await.unwrap();
+    let second = other.claim(&up_to(&b, 10)).await.unwrap();
+    assert_eq!((first.len(), second.len()), (2, 1));
+    let Err(BrokerError::Held { account, until, why }) = other.claim(&up_to(&b, 1)).await else { panic!() };
+    assert_eq!((account.as_str(), until, why.as_str()), ("key", None, ""));
+    assert_eq!(queue.broker.claim(&up_to(&free, 2)).await.unwrap().len(), 2, "others are not held up");
+    assert_eq!((queue.account().await.running, queue.account().await.waiting), (3, 1));
+    // Who waits is told when a job ends on the other machine.
+    let (told, ()) = tokio::join!(other.wait(&b, Duration::from_secs(20)), async {
+        queue.broker.complete(&first.pop().unwrap().token, Value::Null).await.unwrap();
+    });
+    let () = told;
+    let third = other.claim(&up_to(&b, 10)).await.unwrap();
+    assert_eq!(third.len(), 1);
+    for claim in first.iter().chain(&second).chain(&third) {
+        queue.broker.release(&claim.token, "enough").await.unwrap();
+    }
+    assert_eq!(queue.account().await.running, 0);
+    // The rate is that of both together.
+    let limit = Limit { per_second: Some(10.0), burst: Some(1), ..Limit::default() };
+    queue.broker.set_limit(&account_scope(), limit).await.unwrap();
+    let begun = Instant::now();
+    let until = begun + Duration::from_secs(3);
+    let one = tokio::spawn(work(Arc::clone(&queue.broker), a.clone(), until));
+    let two = tokio::spawn(work(Arc::clone(&other), b.clone(), until));
+    let (one, two) = (one.await.unwrap(), two.await.unwrap());
+    let (together, most) = (one + two, begun.elapsed().as_secs_f64().mul_add(10.0, 1.5));
+    #[expect(clippy::cast_precision_loss)]
+    let within = (together as f64) <= most;
+    assert!(within && together >= 15, "{one} and {two} in {:?}", begun.elapsed());
+    assert!(one > 0 && two > 0, "{one} and {two}");
+    // Paused nothing starts; resumed it does, without anybody asking.
+    queue.broker.set_limit(&account_scope(), Limit { paused: true, ..Limit::default() }).await.unwrap();
+    assert!(matches!(queue.broker.claim(&up_to(&a, 1)).await, Err(BrokerError::Held { until: None, .. })));
+    let explained = queue.broker.explain_worker("a").await.unwrap().unwrap();
+    assert!(explained.reason.contains("account key is paused"), "{}", explained.reason);
+    tokio::join!(queue.broker.wait(&a, Duration::from_secs(20)), async {
+        queue.broker.set_limit(&account_scope(), Limit::default()).await.unwrap();
+    });
+    assert_eq!(queue.broker.claim(&up_to(&a, 1)).await.unwrap().len(), 1);
+    assert_eq!(queue.broker.verify(false).await.unwrap(), Vec::<String>::new());
+}
+
+async fn a_held_account_is_tried_by_one_job_for_all(backend: Backend) {
+    let queue = backend.open();
+    let other = queue.second(config());
+    let (a, b) = (queue.sharing(&*queue.broker, "a", "1").await, queue.sharing(&*other, "b", "1").await);
+    for _ in 0..10 {
+        queue.submit(json!({})).await;
+    }
+    let pause = Duration::from_millis(400);
+    let longest = Some(Duration::from_secs(3));
+    let failing = queue.broker.claim(&up_to(&a, 2)).await.unwrap();
+    assert!(failing.iter().all(|claim| !claim.trial));
+    let (until, news) = queue.hold(&failing[0], pause, longest).await;
+    assert!(news);
+    // Another that ran before says nothing new.
+    assert!(!queue.hold(&failing[1], Duration::from_millis(1), longest).await.1);
+    for claim in &failing {
+        queue.broker.fail(&claim.token, Failure::new(FailureClass::Retryable, "down")).await.unwrap();
+    }
+    for (broker, worker) in [(&queue.broker, &a), (&other, &b)] {
+        let Err(BrokerError::Held { until: said, why, .. }) = broker.claim(&up_to(worker, 5)).await else { panic!() };
+        assert_eq!((said, why.as_str()), (Some(until), "down again"));
+    }
+    let waiting = queue.submit(json!({ "priority": -1 })).await;
+    let reason = queue.broker.explain(&waiting).await.unwrap().reason;
+    assert!(reason.contains("account key is held for") && reason.ends_with("down again"), "{reason}");
+    // One of them is told when the time is over, and gets one job.
+    let (one, two) = tokio::join!(
+        tokio::time::timeout(Duration::from_secs(3), trial(&queue.broker, &a)),
+        tokio::time::timeout(Duration::from_secs(3), trial(&other, &b)),
+    );
+    let tried: Vec<Claim> = one.into_iter().chain(two).collect();
+    assert_eq!(tried.len(), 1, "one is tried for all");
+    assert!(Timestamp::now() >= until);
+    let status = queue.account().await;
+    assert_eq!(status.hold.unwrap().job.as_ref(), Some(&tried[0].token.job));
+    // It fails: twice as long, and again one.
+    let asked = Timestamp::now();
+    let (until, news) = queue.hold(&tried[0], pause, longest).await;
+    assert!(news && until.since(asked) >= pause * 2, "{:?}", until.since(asked));
+    queue.broker.fail(&tried[0].token, Failure::new(FailureClass::Retryable, "still down")).await.unwrap();
+    let next = trial(&other, &b).await;
+    assert!(Timestamp::now() >= until);
+    // It is done: all go on, told.
+    assert!(matches!(queue.broker.claim(&up_to(&a, 5)).await, Err(BrokerError::Held { until: None, .. })));
+    tokio::join!(queue.broker.wait(&a, Duration::from_secs(20)), async {
+        other.complete(&next.token, Value::Null).await.unwrap();
+    });
+    assert!(queue.account().await.hold.is_none());
+    let claims = queue.broker.claim(&up_to(&a, 5)).await.unwrap();
+    assert!(claims.len() > 1 && claims.iter().all(|claim| !claim.trial));
+    // What is said of a rate opens by itself, and can be lifted.
+    let (until, _) = queue.hold(&claims[0], Duration::from_millis(300), None).await;
+    tokio::time::timeout(Duration::from_secs(20), async {
+        while queue.broker.claim(&up_to(&a, 1)).await.is_err() {
+            queue.broker.wait(&a, Duration::from_secs(20)).await;
+        }
+    })
+    .await
+    .unwrap();
+    assert!(Timestamp::now() >= until);
+    queue.hold(&claims[0], Duration::from_secs(600), None).await;
+    assert!(queue.broker.claim(&up_to(&a, 1)).await.is_err());
+    assert!(queue.broker.lift(&Name::new("key").unwrap()).await.unwrap());
+    assert!(queue.broker.claim(&up_to(&a, 1)).await.is_ok());
+    assert_eq!(queue.broker.verify(false).await.unwrap(), Vec::<String>::new());
+}
+
+/// Claims, waiting as a worker does, until it has a job on trial.
+async fn trial(broker: &Arc<dyn Broker>, worker: &Registration) -> Claim {
+    loop {
+        match broker.claim(&up_to(worker, 5)).await {
+            Ok(mut claims) if !claims.is_empty() => {
+                assert_eq!(claims.len(), 1);
+                assert!(claims[0].trial);
+                return claims.remove(0);
+            }
+            Ok(_) | Err(BrokerError::Held { .. }) => broker.wait(worker, Duration::from_secs(20)).await,
+            Err(cause) => panic!("{cause}"),
+        }
+    }
+}
+
+async fn a_trial_whose_worker_dies_is_followed_by_another(backend: Backend) {
+    let queue = backend.open_with(short_lease());
+    let (a, b) = (queue.sharing(&*queue.broker, "a", "1").await, queue.sharing(&*queue.broker, "b", "1").await);
+    for _ in 0..3 {
+        queue.submit(json!({})).await;
+    }
+    let claim = queue.broker.claim(&up_to(&a, 1)).await.unwrap().remove(0);
+    queue.hold(&claim, Duration::from_millis(1), Some(Duration::from_secs(1))).await;
+    queue.broker.release(&claim.token, "it failed").await.unwrap();
+    let tried = trial(&queue.broker, &a).await;
+    // From here on nothing is heard of it.
+    assert!(matches!(queue.broker.claim(&up_to(&b, 1)).await, Err(BrokerError::Held { .. })));
+    let reaping = async {
+        loop {
+            let round = queue.broker.reap().await.unwrap();
+            queue.broker.reap_wanted(round.next).await;
+        }
+    };
+    let living = async {
+        loop {
+            queue.broker.heartbeat(&b, &[], &BTreeSet::new()).await.unwrap();
+            tokio::time::sleep(LEASE / 5).await;
+        }
+    };
+    let next = tokio::select! {
+        next = trial(&queue.broker, &b) => next,
+        () = reaping => unreachable!(),
+        () = living => unreachable!(),
+        () = tokio::time::sleep(Duration::from_secs(30)) => panic!("a worker that died holds the account for ever"),
+    };
+    assert!(queue.broker.complete(&tried.token, Value::Null).await.is_err());
+    assert!(queue.account().await.hold.is_some(), "what a dead worker says lifts nothing");
+    queue.broker.complete(&next.token, Value::Null).await.unwrap();
+    let status = queue.account().await;
+    assert_eq!((status.hold, status.running), (None, 0));
+    assert_eq!(queue.broker.verify(false).await.unwrap(), Vec::<String>::new());
+}
+
+async fn a_rate_limit_costs_no_attempt_but_not_for_ever(backend: Backend) {
+    let queue = backend.open();
+    let worker = queue.worker("w").await;
+    let id =
+        queue.submit(json!({ "retry": { "max_attempts": 2, "backoff": { "initial": "1ms", "jitter": 0.0 } } })).await;
+    let pause = Duration::from_millis(20);
+    let mut tries = 0;
+    loop {
+        let claim = queue.wait_claim(&worker).await;
+        tries += 1;
+        let failure =
+            Failure { retry_after: Some(Seconds::new(pause)), ..Failure::new(FailureClass::RateLimited, "slow down") };
+        let asked = Timestamp::now();
+        if queue.broker.fail(&claim.token, failure).await.unwrap() == JobState::Failed {
+            break;
+        }
+        let job = queue.broker.get(&id).await.unwrap();
+        assert!(job.state != JobState::Delayed || job.due.unwrap().since(asked) >= pause - Duration::from_millis(2));
+        assert_eq!(job.attempts, u32::from(tries > 10), "try {tries}");
+        assert!(tries < 20, "it goes round for ever");
+    }
+    assert_eq!(tries, 12, "ten are free, two are charged");
+}
+
+async fn what_a_job_used_up_is_kept_with_it(backend: Backend) {
+    let queue = backend.open();
+    let worker = queue.worker("w").await;
+    let id = queue.submit(json!({})).await;
+    let usage = |amounts: Value| -> Usage { serde_json::from_value(amounts).unwrap() };
+    let claim = queue.wait_claim(&worker).await;
+    let first = usage(json!({ "input_tokens": 26.0, "cost_usd": 0.002 }));
+    queue.broker.usage(&claim.token, first.clone(), first.clone()).await.unwrap();
+    queue.broker.fail(&claim.token, Failure::new(FailureClass::Retryable, "cut off")).await.unwrap();
+    let claim = queue.wait_claim(&worker).await;
+    assert_eq!(claim.job.usage, first, "the next attempt adds to it");
+    let mut total = claim.job.usage.clone();
+    let second = usage(json!({ "input_tokens": 4.0, "output_tokens": 2.0 }));
+    total.add(&second);
+    queue.broker.usage(&claim.token, second.clone(), total).await.unwrap();
+    queue.broker.complete(&claim.token, json!("done")).await.unwrap();
+    let job = queue.broker.get(&id).await.unwrap();
+    assert_eq!(json!(job.usage), json!({ "input_tokens": 30.0, "output_tokens": 2.0, "cost_usd": 0.002 }));
+    let events = queue.broker.events(&id, 0).await.unwrap();
+    let told: Vec<&Value> = events.iter().filter(|event| event.kind == "usage").map(|event| &event.data).collect();
+    assert_eq!(told, [&json!(first), &json!(second)]);
 }

@@ -130,6 +130,7 @@ fn capabilities(models: BTreeSet<String>) -> Capabilities {
         labels: BTreeMap::new(),
         deny_customers: BTreeSet::new(),
         allow_customers: BTreeSet::new(),
+        account: None,
     }
 }
 

@@ -102,7 +102,7 @@ impl From<BrokerError> for ApiError {
             BrokerError::UnknownJob(_) => (StatusCode::NOT_FOUND, "unknown_job"),
             BrokerError::WrongState { .. } | BrokerError::StaleToken(_) => (StatusCode::CONFLICT, "wrong_state"),
             BrokerError::Refused { .. } | BrokerError::TooLarge(_) => (StatusCode::UNPROCESSABLE_ENTITY, "refused"),
-            BrokerError::NotRegistered(_) => (StatusCode::CONFLICT, "not_registered"),
+            BrokerError::NotRegistered(_) | BrokerError::Held { .. } => (StatusCode::CONFLICT, "not_registered"),
             BrokerError::Damaged { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "queue_damaged"),
             BrokerError::Unavailable { .. } => (StatusCode::SERVICE_UNAVAILABLE, "queue_unavailable"),
         };

@@ -60,7 +60,9 @@ pub fn health_of(status: &MachineStatus) -> Health {
         check(format!("service:{name}"), ok, Some(reason));
     }
     for (name, worker) in &status.workers {
-        check(format!("worker:{name}"), worker.state == WorkerState::Active, worker.reason.clone());
+        // A held account is no fault of this machine, and no other would do better.
+        let ok = matches!(worker.state, WorkerState::Active | WorkerState::Held);
+        check(format!("worker:{name}"), ok, worker.reason.clone());
     }
     let lost = matches!(status.state, MachineState::ConnectionLoss | MachineState::Reconnecting);
     check("queue".to_owned(), !lost, status.reason.clone());

@@ -16,7 +16,7 @@ use super::extract::{Body, Path, Query, object};
 use super::server::AdminDeps;
 use crate::base::{Name, Seconds, Timestamp};
 use crate::queue::{
-    Backlog, BrokerError, ClassStatus, JobFilter, JobSchedule, JobState, Limit, Load, QueueStats, Scope,
+    AccountStatus, Backlog, BrokerError, ClassStatus, JobFilter, JobSchedule, JobState, Limit, Load, QueueStats, Scope,
     WorkerExplanation,
 };
 use crate::spec::Capabilities;
@@ -37,8 +37,8 @@ pub(super) struct Page {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ScopeQuery {
-    /// `service:NAME`, `pool:NAME` or `customer:NAME`.
-    #[schemars(regex(pattern = "^((service|pool):[A-Za-z0-9][A-Za-z0-9._-]{0,62}|customer:.+)$"))]
+    /// `service:NAME`, `pool:NAME`, `customer:NAME` or `account:NAME`.
+    #[schemars(regex(pattern = "^((service|pool|account):[A-Za-z0-9][A-Za-z0-9._-]{0,62}|customer:.+)$"))]
     scope: String,
 }
 
@@ -91,11 +91,16 @@ pub(super) struct Limits {
 
 #[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct LimitNow {
-    /// `service:NAME`, `pool:NAME` or `customer:NAME`.
+    /// `service:NAME`, `pool:NAME`, `customer:NAME` or `account:NAME`.
     scope: String,
     limit: Limit,
     /// How many of its jobs run.
     running: u64,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct Accounts {
+    accounts: Vec<AccountStatus>,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
@@ -154,6 +159,11 @@ pub(super) async fn explain_worker(
     Ok(Json(deps.broker.explain_worker(&name).await?.ok_or_else(unknown)?))
 }
 
+/// What all machines share that use one key.
+pub(super) async fn accounts(State(deps): State<AdminDeps>) -> Result<Json<Accounts>, ApiError> {
+    Ok(Json(Accounts { accounts: deps.broker.accounts().await? }))
+}
+
 pub(super) async fn limits(State(deps): State<AdminDeps>) -> Result<Json<Limits>, ApiError> {
     let limits = deps.broker.limits().await?.into_iter();
     let limits = limits.map(|(scope, limit, running)| LimitNow { scope: scope.to_string(), limit, running });
@@ -185,10 +195,14 @@ pub(super) async fn pause(
     change(&deps, &query.scope, |limit| Limit { paused: true, ..limit }).await
 }
 
+/// Of an account also what holds it.
 pub(super) async fn resume(
     State(deps): State<AdminDeps>,
     Query(query): Query<ScopeQuery>,
 ) -> Result<Json<LimitNow>, ApiError> {
+    if let Ok(Scope::Account(account)) = query.scope.parse() {
+        deps.broker.lift(&account).await?;
+    }
     change(&deps, &query.scope, |limit| Limit { paused: false, ..limit }).await
 }
 

@@ -199,6 +199,10 @@ fn queue() -> Vec<Route> {
             .json::<crate::queue::WorkerExplanation>(200, "Class by class.")
             .fails(&[400, 404])
             .asks_queue(),
+        Route::get("/queue/accounts", queue::accounts)
+            .about("What workers share that use the same key: jobs that run with it, its limit, and what holds it.")
+            .json::<queue::Accounts>(200, "All that were ever used or limited.")
+            .asks_queue(),
         Route::get("/queue/limits", queue::limits)
             .about("What is paused or limited.")
             .json::<queue::Limits>(200, "The scopes with a limit.")
@@ -215,7 +219,7 @@ fn queue() -> Vec<Route> {
             .json::<queue::LimitNow>(200, "The limit that holds now.")
             .asks_queue(),
         Route::post("/queue/resume", queue::resume)
-            .about("Starts jobs of a paused scope again.")
+            .about("Starts jobs of a paused scope again; of an account it lifts what holds it, too.")
             .query::<queue::ScopeQuery>()
             .json::<queue::LimitNow>(200, "The limit that holds now.")
             .asks_queue(),

@@ -18,9 +18,11 @@ pub(crate) enum QueueCommand {
         /// MACHINE/WORKER
         name: Option<String>,
     },
+    /// Accounts that machines share: jobs that run with them, their limits, and what holds them.
+    Accounts,
     /// Start no more jobs of a scope.
     Pause { scope: String },
-    /// Start jobs of a paused scope again.
+    /// Start jobs of a paused scope again; of an account also what holds it is over.
     Resume { scope: String },
     /// Pause a scope and wait until none of its jobs runs.
     Drain { scope: String },
@@ -53,7 +55,7 @@ pub(crate) enum QueueCommand {
 
 #[derive(Debug, Args)]
 pub(crate) struct LimitArgs {
-    /// service:NAME, pool:NAME or customer:NAME.
+    /// service:NAME, pool:NAME, customer:NAME or account:NAME.
     scope: Option<String>,
     /// So many run at once at most.
     #[arg(long)]
@@ -104,6 +106,7 @@ pub(super) async fn execute(command: QueueCommand, global: &Global) -> Result<Ex
             let path: Vec<String> = name.split('/').map(segment).collect();
             show(global, &client.get(&format!("/queue/workers/{}", path.join("/"))).await?, explain_worker);
         }
+        QueueCommand::Accounts => show(global, &client.get("/queue/accounts").await?, accounts),
         QueueCommand::Pause { scope } => limit(global, &client.post(&scoped("pause", &scope), None).await?),
         QueueCommand::Resume { scope } => limit(global, &client.post(&scoped("resume", &scope), None).await?),
         QueueCommand::Drain { scope } => limit(global, &client.post(&scoped("drain", &scope), None).await?),
@@ -186,7 +189,33 @@ fn limit(global: &Global, answer: &Value) {
 }
 
 fn describe(entry: &Value) -> String {
-    let limit = &entry["limit"];
+    let mut parts = restrictions(&entry["limit"]);
+    if parts.is_empty() {
+        parts.push("no limit".to_owned());
+    }
+    format!("{}: {}; {} running", text(entry, "scope"), parts.join(", "), text(entry, "running"))
+}
+
+fn accounts(answer: &Value) {
+    let rows: Vec<Vec<String>> = answer["accounts"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|account| {
+            let hold = &account["hold"];
+            let held = match (hold["why"].as_str(), hold["job"].as_str()) {
+                (None, _) => String::new(),
+                (Some(why), Some(job)) => format!("while job {job} is tried: {why}"),
+                (Some(why), None) => format!("until {}: {why}", text(hold, "until")),
+            };
+            let limit = restrictions(&account["limit"]).join(", ");
+            vec![text(account, "account"), text(account, "running"), text(account, "waiting"), limit, held]
+        })
+        .collect();
+    output::table(&["ACCOUNT", "RUNNING", "WORKERS WAITING", "LIMIT", "HELD"], &rows);
+}
+
+fn restrictions(limit: &Value) -> Vec<String> {
     let mut parts = Vec::new();
     if limit["paused"].as_bool() == Some(true) {
         parts.push("paused".to_owned());
@@ -197,10 +226,7 @@ fn describe(entry: &Value) -> String {
     if let Some(rate) = limit["per_second"].as_f64() {
         parts.push(format!("at most {rate} starts per second, {} at once", text(limit, "burst")));
     }
-    if parts.is_empty() {
-        parts.push("no limit".to_owned());
-    }
-    format!("{}: {}; {} running", text(entry, "scope"), parts.join(", "), text(entry, "running"))
+    parts
 }
 
 fn classes(answer: &Value) {

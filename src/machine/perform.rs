@@ -225,7 +225,8 @@ impl Performer {
         trial.services = Trial::services(&affected, &self.supervisor.status());
         trial.renewed = Diff::between(&self.current.spec, &generation.spec).affected(&generation.spec).fresh;
         let workers = self.workers.status();
-        let held = |name: &Name| workers.get(name).is_some_and(|worker| worker.state == WorkerState::Active);
+        let holds = |state| matches!(state, WorkerState::Active | WorkerState::Held);
+        let held = |name: &Name| workers.get(name).is_some_and(|worker| holds(worker.state));
         let on_trial = self.publisher.generation.probation.iter().flat_map(|probation| probation.workers.iter());
         let on_trial: Vec<&Name> = on_trial.collect();
         let differing = generation.spec.workers.iter().filter(|worker| self.other_connector(generation, &worker.name));

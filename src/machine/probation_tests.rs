@@ -42,6 +42,7 @@ fn worker(state: WorkerState) -> BTreeMap<Name, WorkerStatus> {
     let status = WorkerStatus {
         name: name("w"),
         connector: name("c"),
+        account: None,
         slots: 1,
         state,
         reason: Some("no answer".into()),

@@ -196,6 +196,7 @@ impl Workers {
             labels,
             deny_customers: worker.deny_customers.clone(),
             allow_customers: worker.allow_customers.clone(),
+            account: generation.settings.connectors.get(&worker.connector).and_then(|known| known.account.clone()),
         }
     }
 

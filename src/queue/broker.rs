@@ -9,8 +9,8 @@ use serde_json::Value;
 use tokio::sync::{broadcast, watch};
 
 use super::{
-    Backlog, ClassStatus, Explanation, Failure, Job, JobEvent, JobId, JobSchedule, JobState, Limit, Progress,
-    QueueStats, Scope, Submission, Token, WebhookSender, WorkerExplanation,
+    AccountStatus, Backlog, ClassStatus, Explanation, Failure, Job, JobEvent, JobId, JobSchedule, JobState, Limit,
+    Progress, QueueStats, Scope, Submission, Token, Usage, WebhookSender, WorkerExplanation,
 };
 use crate::base::{Name, Timestamp};
 use crate::host::{BlobError, BlobStore};
@@ -80,6 +80,21 @@ pub struct ClaimRequest {
 pub struct Claim {
     pub token: Token,
     pub job: Job,
+    /// Its account is held, and how this job ends decides for how long.
+    pub trial: bool,
+}
+
+/// What a job with an account ran into, so that others need not.
+#[derive(Clone, Debug)]
+pub struct HoldRequest {
+    pub account: Name,
+    /// The job, which must not have been handed over yet: one on trial makes the hold longer.
+    pub token: Token,
+    pub pause: Duration,
+    /// Whether one job is tried for all when the pause is over. If that fails, too, the pause is twice as long, up to this;
+    /// without, the account opens by itself.
+    pub longest: Option<Duration>,
+    pub why: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -126,6 +141,9 @@ pub enum BrokerError {
     /// The result was not taken, and will not be.
     #[error("{0}")]
     TooLarge(String),
+    /// The account of whoever claims is held, or at its limit (then `why` is empty): it is woken when that may be over.
+    #[error("account {account} is {}", held(.until.as_ref(), .why))]
+    Held { account: Name, until: Option<Timestamp>, why: String },
     #[error("worker {0} is not registered, or its lease has run out")]
     NotRegistered(String),
     /// The backend cannot be reached or is failing; the same call may succeed later.
@@ -134,6 +152,14 @@ pub enum BrokerError {
     /// What is stored cannot be what the queue's functions wrote, or they failed. The same call will fail again.
     #[error("the queue's data are damaged: {why}; `machinist queue verify` looks closer")]
     Damaged { why: String },
+}
+
+fn held(until: Option<&Timestamp>, why: &str) -> String {
+    match until {
+        _ if why.is_empty() => "paused or at its limit".to_owned(),
+        Some(until) => format!("held until {until}: {why}"),
+        None => format!("held while one job is tried: {why}"),
+    }
 }
 
 impl From<BlobError> for BrokerError {
@@ -168,7 +194,7 @@ pub trait Broker: Send + Sync + 'static {
     async fn deregister(&self, registration: &Registration) -> Result<(), BrokerError>;
 
     /// The best jobs that the worker may run: highest priority first, then in the order of submission. Empty when there
-    /// is none now.
+    /// is none now. [`BrokerError::Held`] where its account lets it claim none.
     async fn claim(&self, request: &ClaimRequest) -> Result<Vec<Claim>, BrokerError>;
 
     /// Returns when there may be a job for the worker, at the latest after `timeout`. Cancel-safe.
@@ -196,6 +222,9 @@ pub trait Broker: Send + Sync + 'static {
 
     /// Adds a part of the result to the job's event stream, for whoever watches.
     async fn partial(&self, token: &Token, value: Value) -> Result<(), BrokerError>;
+
+    /// Adds `used` to the job's events. `total` is what all its attempts used so far, that included.
+    async fn usage(&self, token: &Token, used: Usage, total: Usage) -> Result<(), BrokerError>;
 
     /// Keeps a value for a later attempt to resume from.
     async fn save(&self, token: &Token, value: Value) -> Result<(), BrokerError>;
@@ -256,6 +285,16 @@ pub trait Broker: Send + Sync + 'static {
 
     /// With how many jobs run in each.
     async fn limits(&self) -> Result<Vec<(Scope, Limit, u64)>, BrokerError>;
+
+    /// Lets nobody claim with an account. Answers with the end of that, and whether it is news: not where the account was
+    /// held already and the job is not the one that is tried.
+    async fn hold(&self, request: &HoldRequest) -> Result<(Timestamp, bool), BrokerError>;
+
+    /// Ends whatever holds the account; whether anything did.
+    async fn lift(&self, account: &Name) -> Result<bool, BrokerError>;
+
+    /// All that were ever used or limited.
+    async fn accounts(&self) -> Result<Vec<AccountStatus>, BrokerError>;
 
     /// Answers with its first time.
     async fn put_schedule(&self, schedule: JobSchedule) -> Result<Timestamp, BrokerError>;

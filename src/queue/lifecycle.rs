@@ -6,6 +6,9 @@ use super::{Attempt, Failure, FailureClass, Job};
 use crate::base::Timestamp;
 
 const MAX_HISTORY: usize = 20;
+/// So often a job goes back uncharged for a limited rate, of its latest attempts; after that each is charged, so that none goes
+/// round for ever.
+const MAX_UNCHARGED: usize = 10;
 
 /// Where a job goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +43,12 @@ pub(super) enum Avoid {
     ForGood,
     /// Others first, until then.
     Until(Timestamp),
+}
+
+fn rate_limited(job: &Job) -> usize {
+    let is =
+        |attempt: &&Attempt| attempt.failure.as_ref().is_some_and(|failure| failure.class == FailureClass::RateLimited);
+    job.history.iter().filter(is).count()
 }
 
 impl Transition {
@@ -95,7 +104,16 @@ impl Transition {
                 let failure = Some(failure.clone());
                 Self { data: json!({ "failure": failure }), failure, avoid, ..Self::back("released", "") }
             }
-            FailureClass::Retryable | FailureClass::Timeout => {
+            FailureClass::RateLimited if rate_limited(job) < MAX_UNCHARGED => {
+                let due = now.plus(failure.rate_pause());
+                Self {
+                    target: Target::Delayed(due),
+                    data: json!({ "failure": failure, "due": due }),
+                    failure: Some(failure.clone()),
+                    ..Self::back("released", "")
+                }
+            }
+            FailureClass::Retryable | FailureClass::Timeout | FailureClass::RateLimited => {
                 let attempts = job.attempts + 1;
                 let retry = &job.submission.retry;
                 if attempts >= retry.max_attempts {

@@ -30,13 +30,15 @@ use std::sync::Arc;
 use crate::settings::RedisAddress;
 
 pub use broker::{
-    Broker, BrokerError, Claim, ClaimRequest, HeartbeatReply, JobFilter, QueueConfig, Registration, Round, Submitted,
+    Broker, BrokerError, Claim, ClaimRequest, HeartbeatReply, HoldRequest, JobFilter, QueueConfig, Registration, Round,
+    Submitted,
 };
 pub use matching::{Class, ClassId, Mismatch};
 pub use model::{
-    Affinity, Attempt, Backlog, ClassForWorker, ClassRefused, ClassStatus, DependencyPolicy, Explanation, Failure,
-    FailureClass, InvalidJobId, Job, JobEvent, JobId, JobSchedule, JobState, Limit, Load, Priority, Progress,
-    QueueStats, RetryPolicy, Scope, Submission, Token, WorkerExplanation, WorkerMatch, Workflow,
+    AccountStatus, Affinity, Attempt, Backlog, ClassForWorker, ClassRefused, ClassStatus, DependencyPolicy,
+    Explanation, Failure, FailureClass, Hold, InvalidJobId, Job, JobEvent, JobId, JobSchedule, JobState, Limit, Load,
+    Priority, Progress, QueueStats, RetryPolicy, Scope, Submission, Token, Usage, WorkerExplanation, WorkerMatch,
+    Workflow,
 };
 pub use webhook::WebhookSender;
 

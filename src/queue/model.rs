@@ -317,9 +317,13 @@ pub enum FailureClass {
     Fatal,
     /// This worker cannot do it: back to the queue for another one, no attempt charged.
     WrongMachine,
-    /// The connector's account is at fault (no credit, key refused): back to the queue, no attempt charged, and the
-    /// worker stops claiming for this connector until its check passes.
+    /// The connector's account is at fault (no credit, key refused): back to the queue, no attempt charged. Where the
+    /// connector has an account, all workers that use it stop claiming until one job that is tried for all has shown that
+    /// it works; else this worker does until its check passes.
     Account,
+    /// The backend says to come again later: back to the queue until then, no attempt charged the first ten times, and
+    /// nothing more is claimed for this connector's account meanwhile.
+    RateLimited,
     /// The attempt ran past its time. Retried like `Retryable`.
     Timeout,
     /// Somebody cancelled the job.
@@ -333,6 +337,7 @@ impl FailureClass {
             Self::Fatal => "fatal",
             Self::WrongMachine => "wrong_machine",
             Self::Account => "account",
+            Self::RateLimited => "rate_limited",
             Self::Timeout => "timeout",
             Self::Cancelled => "cancelled",
         }
@@ -351,6 +356,11 @@ pub struct Failure {
 impl Failure {
     pub fn new(class: FailureClass, message: impl Into<String>) -> Self {
         Self { class, message: message.into(), retry_after: None }
+    }
+
+    /// How long a backend wants to be left alone that limits the rate; 10 s where it does not say.
+    pub fn rate_pause(&self) -> std::time::Duration {
+        self.retry_after.map_or(std::time::Duration::from_secs(10), Seconds::get)
     }
 }
 
@@ -436,6 +446,54 @@ pub struct Job {
     /// The latest attempts, oldest first, at most 20.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub history: Vec<Attempt>,
+    /// What its attempts used up in all, as its connector reported it.
+    #[serde(skip_serializing_if = "Usage::is_empty", default)]
+    pub usage: Usage,
+}
+
+/// What work used up, by unit: `input_tokens`, `seconds`, `images`, `cost_usd` ...
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub struct Usage(pub BTreeMap<String, f64>);
+
+impl Usage {
+    /// Units of one job at most.
+    pub const MAX_UNITS: usize = 16;
+    const MAX_UNIT_BYTES: usize = 40;
+
+    /// # Errors
+    /// A sentence for whoever reports it, when a unit or a number is none.
+    pub fn new(amounts: BTreeMap<String, f64>) -> Result<Self, String> {
+        if amounts.len() > Self::MAX_UNITS {
+            return Err(format!("usage has {} units, at most {} are counted", amounts.len(), Self::MAX_UNITS));
+        }
+        for (unit, amount) in &amounts {
+            let good = unit.starts_with(|c: char| c.is_ascii_lowercase())
+                && unit.len() <= Self::MAX_UNIT_BYTES
+                && unit.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+            if !good {
+                let most = Self::MAX_UNIT_BYTES;
+                return Err(format!("{unit:?} cannot name a unit of usage: write 1 to {most} of a-z, 0-9 and _"));
+            }
+            if !amount.is_finite() || *amount < 0.0 {
+                return Err(format!("the usage of {unit} is {amount}: it must be a number of at least 0"));
+            }
+        }
+        Ok(Self(amounts))
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// With what `more` says; units beyond [`Self::MAX_UNITS`] are left out.
+    pub fn add(&mut self, more: &Self) {
+        for (unit, amount) in &more.0 {
+            if self.0.contains_key(unit) || self.0.len() < Self::MAX_UNITS {
+                *self.0.entry(unit.clone()).or_default() += amount;
+            }
+        }
+    }
 }
 
 /// One entry of a job's durable event stream.
@@ -444,8 +502,8 @@ pub struct JobEvent {
     /// Grows within a job; the cursor.
     pub seq: u64,
     pub at: Timestamp,
-    /// `submitted`, `unblocked`, `claimed`, `progress`, `log`, `partial`, `retried`, `released`, `lost`, `cancelling`,
-    /// `completed`, `failed`, `cancelled`.
+    /// `submitted`, `unblocked`, `claimed`, `progress`, `log`, `partial`, `usage`, `retried`, `released`, `lost`,
+    /// `cancelling`, `completed`, `failed`, `cancelled`.
     pub kind: String,
     #[serde(default, skip_serializing_if = "Value::is_null")]
     pub data: Value,
@@ -474,13 +532,15 @@ pub struct QueueStats {
     pub oldest_pending: Option<Timestamp>,
 }
 
-/// What one pauses or limits: all jobs of a service, of a pool that is asked for, or of a customer.
+/// What one pauses or limits: all jobs of a service, of a pool that is asked for, or of a customer; or all workers that
+/// share an account.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Scope {
     Service(Name),
     Pool(Name),
     Customer(String),
+    Account(Name),
 }
 
 impl fmt::Display for Scope {
@@ -489,6 +549,7 @@ impl fmt::Display for Scope {
             Self::Service(name) => write!(f, "service:{name}"),
             Self::Pool(name) => write!(f, "pool:{name}"),
             Self::Customer(name) => write!(f, "customer:{}", plain(name)),
+            Self::Account(name) => write!(f, "account:{name}"),
         }
     }
 }
@@ -496,12 +557,13 @@ impl fmt::Display for Scope {
 impl std::str::FromStr for Scope {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let wrong = || format!("{text:?} is no scope: write service:NAME, pool:NAME or customer:NAME");
+        let wrong = || format!("{text:?} is no scope: write service:NAME, pool:NAME, customer:NAME or account:NAME");
         let (kind, name) = text.split_once(':').ok_or_else(wrong)?;
         match kind {
             "service" => Ok(Self::Service(Name::new(name).map_err(|_| wrong())?)),
             "pool" => Ok(Self::Pool(Name::new(name).map_err(|_| wrong())?)),
             "customer" if !name.is_empty() => Ok(Self::Customer(unplain(name))),
+            "account" => Ok(Self::Account(Name::new(name).map_err(|_| wrong())?)),
             _ => Err(wrong()),
         }
     }
@@ -547,6 +609,55 @@ pub struct Limit {
     /// None starts.
     #[serde(skip_serializing_if = "is_default")]
     pub paused: bool,
+}
+
+/// What workers share that use one key at one provider, as it is now.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct AccountStatus {
+    pub account: Name,
+    /// Jobs that run with it, on all machines.
+    pub running: u64,
+    /// Workers that would claim and wait for it.
+    pub waiting: u64,
+    #[serde(skip_serializing_if = "is_default", default)]
+    pub limit: Limit,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub hold: Option<Hold>,
+}
+
+impl AccountStatus {
+    /// Why no job can be claimed with it now, as a sentence.
+    pub fn closed(&self, now: Timestamp) -> Option<String> {
+        let account = &self.account;
+        let hold = self.hold.as_ref();
+        if self.limit.paused {
+            return Some(format!("account {account} is paused"));
+        }
+        if let Some(hold) = hold.filter(|hold| hold.until > now) {
+            let left = humantime::format_duration(std::time::Duration::from_secs(hold.until.since(now).as_secs() + 1));
+            return Some(format!("account {account} is held for {left}: {}", hold.why));
+        }
+        if let Some((hold, job)) = hold.and_then(|hold| Some((hold, hold.job.as_ref()?))) {
+            return Some(format!("account {account} is held while job {job} is tried: {}", hold.why));
+        }
+        if let Some(max) = self.limit.max_running.filter(|max| self.running >= u64::from(*max)) {
+            return Some(format!("account {account} runs {} jobs, and may run {max}", self.running));
+        }
+        let rate = self.limit.per_second.filter(|_| self.waiting > 0)?;
+        Some(format!("account {account} may start {rate} jobs per second, for which {} workers wait", self.waiting))
+    }
+}
+
+/// Why nothing is claimed with an account.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Hold {
+    pub until: Timestamp,
+    pub why: String,
+    /// When the time is over one job is tried, and the others wait for how it ends.
+    pub trial: bool,
+    /// The job that is tried now.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub job: Option<JobId>,
 }
 
 /// A job that is submitted again and again.

@@ -441,7 +441,11 @@ fn read_connectors(root: &mut Fields<'_>, reader: &mut Reader<'_>) -> BTreeMap<N
         match fields {
             Err(problem) => reader.take("connectors", vec![problem]),
             Ok((name, mut fields)) => {
-                let settings = ConnectorSettings { script: fields.optional("script"), vars: fields.or_default("vars") };
+                let settings = ConnectorSettings {
+                    script: fields.optional("script"),
+                    account: fields.optional("account"),
+                    vars: fields.or_default("vars"),
+                };
                 reader.take(&path, fields.finish());
                 connectors.insert(name, settings);
             }

@@ -122,5 +122,7 @@ pub struct LogSettings {
 pub struct ConnectorSettings {
     /// None: `connectors/<name>.rhai` in the machine's directory, else in the scripts directory.
     pub script: Option<PathBuf>,
+    /// What it shares, over all machines, with every connector that names the same: limits, holds, one try for all.
+    pub account: Option<Name>,
     pub vars: Map<String, Value>,
 }

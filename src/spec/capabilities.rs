@@ -30,6 +30,10 @@ pub struct Capabilities {
     /// When not empty, the only customers it serves; jobs without a customer are refused too.
     #[serde(default)]
     pub allow_customers: BTreeSet<String>,
+    /// What it shares with all that use the same key at the same provider. It changes when a job may be claimed, never
+    /// which.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub account: Option<Name>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Default, Serialize, Deserialize, JsonSchema)]

@@ -163,6 +163,21 @@ pub const GROUPS: &[Group] = &[
             ),
             gauge("machinist_worker_slots", &["worker"], "Jobs that the worker may run at once."),
             gauge("machinist_worker_busy", &["worker"], "Jobs that the worker runs now."),
+            counter(
+                "machinist_connector_usage_total",
+                &["connector", "unit"],
+                "What jobs used up, as their connector reports it: tokens, seconds, images; failed attempts included.",
+            ),
+            counter(
+                "machinist_connector_cost_dollars_total",
+                &["connector"],
+                "What jobs cost, as their connector reports or reckons it; failed attempts included.",
+            ),
+            counter(
+                "machinist_account_holds_total",
+                &["account", "cause"],
+                "How often a job here had its account held for all machines: `rate`, `account` or `failures` (several jobs in a row).",
+            ),
         ],
     },
     Group {
@@ -184,6 +199,17 @@ pub const GROUPS: &[Group] = &[
             gauge("machinist_queue_oldest_seconds", &["service"], "The age of the pending job that waits longest."),
             gauge("machinist_queue_pool_oldest_seconds", &["pool"], "The age of the pending job that waits longest."),
             gauge("machinist_queue_unmatched_jobs", &[], "Jobs that wait although no worker matches them."),
+            gauge(
+                "machinist_account_held",
+                &["account"],
+                "1 while nobody may claim with the account: it is paused or held.",
+            ),
+            gauge("machinist_account_running_jobs", &["account"], "Jobs that run with the account, on all machines."),
+            gauge(
+                "machinist_account_waiting_workers",
+                &["account"],
+                "Workers that would claim, and wait for the account's hold or limit.",
+            ),
         ],
     },
     Group {

@@ -10,6 +10,7 @@ pub mod metrics;
 mod published;
 pub mod script_metrics;
 mod tracing_setup;
+pub mod usage;
 
 pub use catalogue::{GROUPS, Group, Metric, MetricKind, metric, metrics_page};
 pub use event::{Event, Level, Observed};

@@ -14,13 +14,17 @@ use crate::queue::{Failure, JobId};
 
 /// So many different jobs in a row are no accident of one of them.
 const IN_A_ROW: usize = 5;
+pub(super) const PAUSE: Duration = Duration::from_secs(1);
+pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 const PAUSES: Backoff =
-    Backoff { initial: Seconds::from_secs(1), max: Seconds::from_secs(30), factor: 2.0, jitter: 0.0 };
+    Backoff { initial: Seconds::new(PAUSE), max: Seconds::new(LONGEST_PAUSE), factor: 2.0, jitter: 0.0 };
 
 #[derive(Debug, Default)]
 pub(super) struct Circuit {
     failed: BTreeSet<JobId>,
     open: Option<Open>,
+    /// The backend said when to come again, and what else.
+    rest: Option<(Instant, String)>,
 }
 
 #[derive(Debug)]
@@ -42,6 +46,9 @@ pub(super) struct Shut {
 impl Circuit {
     /// How many of `free` slots may get a job now.
     pub fn may_claim(&self, free: u32, now: Instant) -> Result<u32, Shut> {
+        if let Some((until, why)) = self.rest.as_ref().filter(|(until, _)| *until > now) {
+            return Err(Shut { why: why.clone(), wait: Some(until.duration_since(now)) });
+        }
         let Some(open) = &self.open else { return Ok(free) };
         let wait = open.until.saturating_duration_since(now);
         if wait.is_zero() && !open.trial {
@@ -61,7 +68,22 @@ impl Circuit {
 
     /// A job was done: the backend works.
     pub fn succeeded(&mut self) {
-        *self = Self::default();
+        // What it said of its rate holds all the same.
+        *self = Self { rest: self.rest.take(), ..Self::default() };
+    }
+
+    /// The backend takes no more until then.
+    pub fn rest(&mut self, until: Instant, why: &str) {
+        self.ended();
+        if self.rest.as_ref().is_none_or(|(known, _)| *known < until) {
+            self.rest = Some((until, why.to_owned()));
+        }
+    }
+
+    /// Why it is open, when it is.
+    pub fn opened(&self) -> Option<String> {
+        let open = self.open.as_ref()?;
+        Some(format!("{} jobs in a row failed; the last: {}", self.failed.len(), open.last))
     }
 
     /// An attempt failed that another one may not fail.
@@ -143,6 +165,17 @@ mod tests {
         let (mut circuit, now) = (Circuit::default(), Instant::now());
         fail(&mut circuit, 0..40, now);
         assert_eq!(circuit.may_claim(8, now).unwrap_err().wait, Some(Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn a_backend_that_says_when_is_left_alone_until_then_whatever_else_is_done() {
+        let (mut circuit, now) = (Circuit::default(), Instant::now());
+        circuit.rest(now + Duration::from_secs(30), "slow down");
+        circuit.rest(now + Duration::from_secs(10), "sooner");
+        circuit.succeeded();
+        let shut = circuit.may_claim(8, now).unwrap_err();
+        assert_eq!((shut.why.as_str(), shut.wait), ("slow down", Some(Duration::from_secs(30))));
+        assert_eq!(circuit.may_claim(8, now + Duration::from_secs(30)), Ok(8));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use crate::queue::{Failure, Job};
+use crate::queue::{Failure, Job, Usage};
 
 /// What runs jobs of one kind. A worker holds one; a reload hands it a new one, and jobs in flight finish on the old.
 #[async_trait]
@@ -38,4 +38,6 @@ pub trait JobSink: Send + Sync {
     fn partial(&self, value: Value);
     /// Keeps a value for a later attempt.
     fn save(&self, value: Value);
+    /// Counts what the job used up.
+    fn usage(&self, used: Usage);
 }

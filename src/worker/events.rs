@@ -1,7 +1,7 @@
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use crate::base::Name;
+use crate::base::{Name, Timestamp};
 use crate::queue::{Failure, JobId};
 use crate::telemetry::{EventKind, Level, Observed};
 
@@ -9,6 +9,8 @@ use crate::telemetry::{EventKind, Level, Observed};
 pub fn event_kinds() -> Vec<EventKind> {
     vec![
         EventKind::of::<WorkerChanged>(),
+        EventKind::of::<AccountHeld>(),
+        EventKind::of::<AccountLifted>(),
         EventKind::of::<JobFailed>(),
         EventKind::of::<JobLost>(),
         EventKind::of::<JobOverdue>(),
@@ -39,6 +41,55 @@ impl Observed for WorkerChanged {
         let state = state.as_ref().and_then(|state| state.as_str()).unwrap_or("changed").replace('_', " ");
         let reason = self.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
         format!("worker {} is {state}{reason}", self.worker)
+    }
+}
+
+/// A job ran into something here that holds for all workers that share the account: on no machine is more claimed with it.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct AccountHeld {
+    pub account: Name,
+    pub worker: Name,
+    pub job: JobId,
+    pub until: Timestamp,
+    /// Whether one job is then tried before all others.
+    pub trial: bool,
+    pub cause: &'static str,
+    pub why: String,
+}
+
+impl Observed for AccountHeld {
+    const KIND: &'static str = "account.held";
+    fn level(&self) -> Level {
+        if self.trial { Level::Warn } else { Level::Info }
+    }
+    fn subject(&self) -> Option<String> {
+        Some(self.account.to_string())
+    }
+    fn message(&self) -> String {
+        let then = if self.trial { ", then one job is tried" } else { "" };
+        format!("account {} is held until {}{then}: {}", self.account, self.until, self.why)
+    }
+    fn record(&self) {
+        let (account, cause) = (self.account.to_string(), self.cause);
+        metrics::counter!("machinist_account_holds_total", "account" => account, "cause" => cause).increment(1);
+    }
+}
+
+/// The job that was tried for all with a held account is done: all workers that share it claim again.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct AccountLifted {
+    pub account: Name,
+    pub worker: Name,
+    pub job: JobId,
+}
+
+impl Observed for AccountLifted {
+    const KIND: &'static str = "account.lifted";
+    fn subject(&self) -> Option<String> {
+        Some(self.account.to_string())
+    }
+    fn message(&self) -> String {
+        format!("account {} works again: job {}, which was tried, is done", self.account, self.job)
     }
 }
 

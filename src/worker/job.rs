@@ -6,8 +6,9 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use super::JobSink;
-use crate::base::{Backoff, Seconds, Timestamp};
-use crate::queue::{Broker, BrokerError, Failure, FailureClass, JobState, Progress, Token};
+use crate::base::{Backoff, Name, Seconds, Timestamp};
+use crate::queue::{Broker, BrokerError, Failure, FailureClass, JobState, Progress, Token, Usage};
+use crate::telemetry::usage;
 
 /// At most so many log lines are kept of one attempt, each of so many bytes at most.
 const MAX_LOG_LINES: usize = 1_000;
@@ -28,6 +29,7 @@ pub(super) struct Reporter {
 struct Shared {
     broker: Arc<dyn Broker>,
     token: Token,
+    connector: Name,
     runtime: tokio::runtime::Handle,
     reports: Mutex<Reports>,
     news: Notify,
@@ -43,15 +45,23 @@ struct Reports {
     log_lines: usize,
     parts: Vec<Value>,
     saved: Option<Value>,
+    /// Since it was last delivered.
+    used: Usage,
+    /// In all, attempts before this one included.
+    used_in_all: Usage,
     closed: bool,
 }
 
 impl Reporter {
-    pub fn start(broker: Arc<dyn Broker>, token: Token) -> Self {
+    /// `used` is what earlier attempts used up.
+    pub fn start(broker: Arc<dyn Broker>, token: Token, connector: &Name, used: &Usage) -> Self {
         // Connectors report from threads of their own.
         let runtime = tokio::runtime::Handle::current();
-        let (reports, news, delivery) = (Mutex::default(), Notify::new(), Mutex::default());
-        Self { shared: Arc::new(Shared { broker, token, runtime, reports, news, delivery }) }
+        let reports = Mutex::new(Reports { used_in_all: used.clone(), ..Reports::default() });
+        let (news, delivery) = (Notify::new(), Mutex::default());
+        Self {
+            shared: Arc::new(Shared { broker, token, connector: connector.clone(), runtime, reports, news, delivery }),
+        }
     }
 
     pub fn sink(&self) -> Arc<dyn JobSink> {
@@ -129,6 +139,17 @@ impl JobSink for Sink {
         self.0.lock().saved = Some(value);
         self.0.tell();
     }
+
+    fn usage(&self, used: Usage) {
+        for (unit, amount) in &used.0 {
+            usage::count(self.0.connector.as_str(), unit, *amount);
+        }
+        let mut reports = self.0.lock();
+        reports.used.add(&used);
+        reports.used_in_all.add(&used);
+        drop(reports);
+        self.0.tell();
+    }
 }
 
 async fn deliver(shared: Arc<Shared>) {
@@ -137,10 +158,11 @@ async fn deliver(shared: Arc<Shared>) {
     loop {
         shared.news.notified().await;
         loop {
-            let (saved, logs, parts, closed) = {
+            let (saved, logs, parts, used, total, closed) = {
                 let mut reports = shared.lock();
                 let (logs, parts) = (std::mem::take(&mut reports.logs), std::mem::take(&mut reports.parts));
-                (reports.saved.take(), logs, parts, reports.closed)
+                let used = std::mem::take(&mut reports.used);
+                (reports.saved.take(), logs, parts, used, reports.used_in_all.clone(), reports.closed)
             };
             // A refusal means that the job is held by somebody else, which the heartbeat finds out.
             if let Some(value) = saved {
@@ -151,6 +173,9 @@ async fn deliver(shared: Arc<Shared>) {
             }
             for value in parts {
                 let _ = broker.partial(token, value).await;
+            }
+            if !used.is_empty() {
+                let _ = broker.usage(token, used, total).await;
             }
             let wait = last_progress.map_or(Duration::ZERO, |at| PROGRESS_EVERY.saturating_sub(at.elapsed()));
             let progress = {
@@ -165,7 +190,10 @@ async fn deliver(shared: Arc<Shared>) {
             }
             let (more, later) = {
                 let reports = shared.lock();
-                let waiting = reports.saved.is_some() || !reports.logs.is_empty() || !reports.parts.is_empty();
+                let waiting = reports.saved.is_some()
+                    || !reports.logs.is_empty()
+                    || !reports.parts.is_empty()
+                    || !reports.used.is_empty();
                 (waiting, reports.undelivered)
             };
             if more {

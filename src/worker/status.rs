@@ -9,6 +9,9 @@ use crate::queue::{JobId, Progress};
 pub struct WorkerStatus {
     pub name: Name,
     pub connector: Name,
+    /// What it shares with all workers that use the same key.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub account: Option<Name>,
     pub slots: u32,
     pub state: WorkerState,
     /// Why it does not claim, when it does not.
@@ -26,6 +29,8 @@ pub enum WorkerState {
     Waiting,
     /// The connector's check fails.
     NotReady,
+    /// The account that it shares with others is held: nobody claims with it.
+    Held,
     /// Claims, or waits for jobs.
     Active,
     /// Cannot reach the queue; running jobs go on.

@@ -10,13 +10,13 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::circuit::Circuit;
-use super::events::{JobFailed, JobLost, JobOverdue, WorkerChanged};
+use super::circuit::{self, Circuit};
+use super::events::{AccountHeld, AccountLifted, JobFailed, JobLost, JobOverdue, WorkerChanged};
 use super::job::{Outcome, Reporter, hand_over};
 use super::{Connector, JobContext, RunningJob, WorkerState, WorkerStatus};
 use crate::base::{Name, Timestamp};
 use crate::queue::{
-    Broker, BrokerError, Claim, ClaimRequest, Failure, FailureClass, JobId, JobState, Registration, Token,
+    Broker, BrokerError, Claim, ClaimRequest, Failure, FailureClass, HoldRequest, JobId, JobState, Registration, Token,
 };
 use crate::spec::Capabilities;
 use crate::telemetry::{EventLog, Published, label};
@@ -28,6 +28,10 @@ const CHECK_HOLDING: Duration = Duration::from_secs(30);
 const PUBLISH_EVERY: Duration = Duration::from_millis(5);
 /// How many models a worker is taken to have loaded.
 const MAX_LOADED: usize = 2;
+/// The longest pause of an account that is at fault: somebody has to pay, or to put in another key.
+const LONGEST_ACCOUNT: Duration = Duration::from_mins(5);
+/// How long the queue may take to hold an account, before the job's outcome is handed over all the same.
+const HOLD_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a connector may take to stop once it was told.
 const STOP_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -96,6 +100,15 @@ struct Running {
     reporter: Arc<Reporter>,
 }
 
+/// What a job's failure tells all that share its worker's account.
+struct Lesson {
+    pause: Duration,
+    /// Of the pauses that follow where one job is tried after it, if one is.
+    longest: Option<Duration>,
+    cause: &'static str,
+    why: String,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum StopReason {
     Cancelled,
@@ -109,6 +122,7 @@ impl Worker {
         let status = WorkerStatus {
             name: config.name.clone(),
             connector: config.connector_name.clone(),
+            account: config.capabilities.account.clone(),
             slots: config.slots,
             state: WorkerState::Waiting,
             reason: None,
@@ -263,15 +277,15 @@ impl Shared {
                         self.begin(claim, jobs);
                     }
                     if none {
-                        let patience = checked.map_or(CHECK_HOLDING, |at| CHECK_HOLDING.saturating_sub(at.elapsed()));
-                        tokio::select! {
-                            () = self.config.broker.wait(&self.config.registration, patience) => {}
-                            () = self.wake.notified() => {}
-                            () = self.recheck.notified() => checked = None,
-                            // A gate that nobody holds any more stays as it is.
-                            Ok(()) = ready.changed() => {}
-                        }
+                        self.wait_for_jobs(&mut checked, &mut ready).await;
                     }
+                }
+                Err(cause @ BrokerError::Held { .. }) => {
+                    // A limit is everyday life; what holds an account is something to know.
+                    let limit = matches!(&cause, BrokerError::Held { why, .. } if why.is_empty());
+                    let state = if limit { WorkerState::Active } else { WorkerState::Held };
+                    self.set_state(state, Some(cause.to_string()));
+                    self.wait_for_jobs(&mut checked, &mut ready).await;
                 }
                 Err(BrokerError::NotRegistered(_)) => registered = false,
                 Err(cause) => {
@@ -281,6 +295,18 @@ impl Shared {
             }
         }
         self.finish(registered).await;
+    }
+
+    /// Until there may be something to claim, or to check again.
+    async fn wait_for_jobs(&self, checked: &mut Option<Instant>, ready: &mut watch::Receiver<Readiness>) {
+        let patience = checked.map_or(CHECK_HOLDING, |at| CHECK_HOLDING.saturating_sub(at.elapsed()));
+        tokio::select! {
+            () = self.config.broker.wait(&self.config.registration, patience) => {}
+            () = self.wake.notified() => {}
+            () = self.recheck.notified() => *checked = None,
+            // A gate that nobody holds any more stays as it is.
+            Ok(()) = ready.changed() => {}
+        }
     }
 
     fn free(&self) -> u32 {
@@ -333,7 +359,8 @@ impl Shared {
     }
 
     fn begin(self: &Arc<Self>, claim: Claim, jobs: &TaskTracker) {
-        let reporter = Arc::new(Reporter::start(Arc::clone(&self.config.broker), claim.token.clone()));
+        let (broker, token) = (Arc::clone(&self.config.broker), claim.token.clone());
+        let reporter = Arc::new(Reporter::start(broker, token, &self.config.connector_name, &claim.job.usage));
         let cancel = CancellationToken::new();
         let running = Running {
             token: claim.token.clone(),
@@ -423,18 +450,23 @@ impl Shared {
                 loaded.pop_front();
             }
         }
-        self.learn(&id, &outcome);
+        let account = lock(&self.capabilities).account.clone();
+        let lesson = self.learn(&id, &outcome, account.is_some(), claim.trial);
         // After another outcome the worker may have to claim no more.
         let slot_left = matches!(outcome, Outcome::Completed(_));
         if slot_left {
             self.leave_slot();
+        }
+        if let (Some(lesson), Some(account)) = (lesson, &account) {
+            // Before the job is handed over, which somebody else might claim at once.
+            self.hold(account, &claim.token, lesson).await;
         }
         reporter.flush().await;
         if slot_left {
             let service = label("machinist_jobs_finished_total", &service);
             counter!("machinist_jobs_finished_total", "service" => service, "outcome" => "completed").increment(1);
         }
-        self.deliver(&claim.token, &outcome).await;
+        self.deliver(&claim.token, &outcome, account.filter(|_| claim.trial)).await;
         if result.is_none() {
             self.config.events.emit(&JobOverdue { worker: self.config.name.clone(), job: id.clone() });
             // The slot is free when the work has stopped, not before.
@@ -449,33 +481,75 @@ impl Shared {
         self.publish();
     }
 
-    /// What the outcome tells of the backend.
-    fn learn(&self, job: &JobId, outcome: &Outcome) {
+    /// What the outcome tells of the backend; what others with the account should know of it, where there is one.
+    fn learn(&self, job: &JobId, outcome: &Outcome, shared: bool, trial: bool) -> Option<Lesson> {
         let mut circuit = lock(&self.circuit);
-        match outcome {
-            Outcome::Completed(_) => circuit.succeeded(),
-            Outcome::Failed(failure) => match failure.class {
-                // A backend that is gone must not cost every job that waits an attempt.
-                FailureClass::Retryable | FailureClass::Timeout => {
-                    circuit.failed(job, failure, Instant::now());
-                    self.recheck.notify_one();
-                }
-                FailureClass::Account => {
-                    circuit.ended();
-                    self.recheck.notify_one();
-                }
-                FailureClass::Fatal | FailureClass::WrongMachine | FailureClass::Cancelled => circuit.ended(),
-            },
-            Outcome::Released(_) => circuit.ended(),
+        let Outcome::Failed(failure) = outcome else {
+            match outcome {
+                Outcome::Completed(_) => circuit.succeeded(),
+                _ => circuit.ended(),
+            }
+            return None;
+        };
+        let said = failure.message.clone();
+        match failure.class {
+            // A backend that is gone must not cost every job that waits an attempt.
+            FailureClass::Retryable | FailureClass::Timeout => {
+                circuit.failed(job, failure, Instant::now());
+                self.recheck.notify_one();
+                let why = if trial { Some(said) } else { circuit.opened() }?;
+                let (pause, longest) = (circuit::PAUSE, Some(circuit::LONGEST_PAUSE));
+                Some(Lesson { pause, longest, cause: "failures", why })
+            }
+            FailureClass::RateLimited if shared => {
+                circuit.ended();
+                Some(Lesson { pause: failure.rate_pause(), longest: None, cause: "rate", why: said })
+            }
+            FailureClass::RateLimited => {
+                circuit.rest(Instant::now() + failure.rate_pause(), &said);
+                None
+            }
+            FailureClass::Account => {
+                circuit.ended();
+                self.recheck.notify_one();
+                let (pause, longest) = (CHECK_HOLDING, Some(LONGEST_ACCOUNT));
+                Some(Lesson { pause, longest, cause: "account", why: said })
+            }
+            FailureClass::Fatal | FailureClass::WrongMachine | FailureClass::Cancelled => {
+                circuit.ended();
+                None
+            }
         }
     }
 
-    async fn deliver(&self, token: &Token, outcome: &Outcome) {
+    /// Has all that share the account learn it. Where the queue cannot be told, it stays this worker's own.
+    async fn hold(&self, account: &Name, token: &Token, lesson: Lesson) {
+        let Lesson { pause, longest, cause, why } = lesson;
+        let (account, token) = (account.clone(), token.clone());
+        let request = HoldRequest { account, token, pause, longest, why };
+        let held = tokio::time::timeout(HOLD_PATIENCE, self.config.broker.hold(&request)).await;
+        let Ok(Ok((until, news))) = held else { return };
+        // From here on the account's hold stands for it.
+        *lock(&self.circuit) = Circuit::default();
+        if news {
+            let HoldRequest { account, token, longest, why, .. } = request;
+            let (worker, job, trial) = (self.config.name.clone(), token.job, longest.is_some());
+            self.config.events.emit(&AccountHeld { account, worker, job, until, trial, cause, why });
+        }
+    }
+
+    /// `tried`: the account that the job was tried for.
+    async fn deliver(&self, token: &Token, outcome: &Outcome, tried: Option<Name>) {
         let state = hand_over(self.config.broker.as_ref(), token, outcome).await;
         let (worker, job) = (self.config.name.clone(), token.job.clone());
         match (state, outcome) {
             (None, _) => self.config.events.emit(&JobLost { worker, job }),
-            (Some(JobState::Completed), _) => lock(&self.counts).0 += 1,
+            (Some(JobState::Completed), _) => {
+                lock(&self.counts).0 += 1;
+                if let Some(account) = tried {
+                    self.config.events.emit(&AccountLifted { account, worker, job });
+                }
+            }
             (Some(JobState::Failed), Outcome::Failed(failure)) => {
                 lock(&self.counts).1 += 1;
                 self.config.events.emit(&JobFailed { worker, job, failure: failure.clone() });
@@ -591,6 +665,7 @@ impl Shared {
         self.status.set_if_changed(WorkerStatus {
             name: self.config.name.clone(),
             connector: self.config.connector_name.clone(),
+            account: lock(&self.capabilities).account.clone(),
             slots: *lock(&self.slots),
             state,
             reason,

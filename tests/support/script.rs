@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use machinist::base::{Name, Problems, Timestamp};
 use machinist::host::process::Processes;
-use machinist::queue::{Failure, FailureClass, Job};
+use machinist::queue::{Failure, FailureClass, Job, Usage};
 use machinist::script::{ConnectorContext, MachineContext, ScriptHost, ScriptHostConfig};
 use machinist::telemetry::EventLog;
 use machinist::worker::{Connector, JobContext, JobSink};
@@ -150,6 +150,7 @@ impl JobSink for Silent {
     fn log(&self, _: &str) {}
     fn partial(&self, _: Value) {}
     fn save(&self, _: Value) {}
+    fn usage(&self, _: Usage) {}
 }
 
 /// What a job reported.
@@ -159,6 +160,7 @@ pub struct Recorded {
     pub logs: Mutex<Vec<String>>,
     pub partials: Mutex<Vec<Value>>,
     pub saved: Mutex<Vec<Value>>,
+    pub usage: Mutex<Usage>,
 }
 
 impl JobSink for Recorded {
@@ -176,6 +178,10 @@ impl JobSink for Recorded {
 
     fn save(&self, value: Value) {
         self.saved.lock().unwrap().push(value);
+    }
+
+    fn usage(&self, used: Usage) {
+        self.usage.lock().unwrap().add(&used);
     }
 }
 

@@ -1,6 +1,7 @@
 //! `/metrics`: what was counted, then what is read at the scrape, so that it ends with what it describes. `page` writes families
 //! as the catalogue describes them, `openmetrics` turns the text into the newer format; the others each write what they know.
 
+mod accounts;
 mod backlog;
 mod gpus;
 mod host;
@@ -52,6 +53,10 @@ async fn text(deps: &AdminDeps) -> String {
     if let Ok(Ok(backlog)) = tokio::time::timeout(Duration::from_secs(1), deps.broker.backlog()).await {
         backlog::backlog(&mut page, &backlog);
     }
+    if let Ok(Ok(known)) = tokio::time::timeout(Duration::from_secs(1), deps.broker.accounts()).await {
+        accounts::accounts(&mut page, &known);
+    }
+    accounts::used(&mut page);
     let status = deps.status.borrow().clone();
     let Page { text: queue } = page;
     let mut page = Page { text: living(&deps.metrics.render(), &status) };

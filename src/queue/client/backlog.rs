@@ -3,7 +3,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Client, SCAN_PAGE, codec};
-use crate::base::Name;
+use crate::base::{Name, Timestamp};
 use crate::queue::matching::Class;
 use crate::queue::model::plain;
 use crate::queue::{Backlog, BrokerError, ClassForWorker, ClassRefused, ClassStatus, Load, Scope, WorkerExplanation};
@@ -129,7 +129,12 @@ impl Client {
             runs.push(ClassForWorker { class, left_to });
         }
         let pending = runs.iter().map(|run| run.class.pending).sum();
-        let reason = waits_for(&runs, refuses.iter().map(|refused| refused.class.pending).sum());
+        let mut reason = waits_for(&runs, refuses.iter().map(|refused| refused.class.pending).sum());
+        if pending > 0
+            && let Some(closed) = self.closed_accounts(&[capabilities.account.clone()], Timestamp::now()).await?
+        {
+            reason = format!("{pending} jobs wait that it may run, and {closed}");
+        }
         Ok(Some(WorkerExplanation { worker: worker.to_owned(), capabilities, pending, reason, runs, refuses }))
     }
 }

@@ -8,7 +8,8 @@ use crate::base::{Name, Timestamp};
 use crate::queue::matching::ClassId;
 use crate::queue::store::Reply;
 use crate::queue::{
-    Attempt, BrokerError, DependencyPolicy, Job, JobEvent, JobId, JobState, Priority, QueueStats, Submission,
+    AccountStatus, Attempt, BrokerError, DependencyPolicy, Hold, Job, JobEvent, JobId, JobState, Limit, Priority,
+    QueueStats, Submission,
 };
 
 type Result<T> = std::result::Result<T, BrokerError>;
@@ -142,6 +143,7 @@ pub(super) fn stored(id: &str, raw: &str, run: &str, due: &str, changes: Reply) 
         failure: change("fail").map(json).transpose()?,
         saved: change("sv").map(json).transpose()?,
         history: change("h").map(json).transpose()?.unwrap_or_default(),
+        usage: change("us").map(json).transpose()?.unwrap_or_default(),
         submission: Submission { id: None, ..submission },
         id,
     };
@@ -183,6 +185,43 @@ pub(super) fn stored(id: &str, raw: &str, run: &str, due: &str, changes: Reply) 
         avoid: change("av").map(json).transpose()?.unwrap_or_default(),
         webhook_tries: number("wh"),
         job,
+    })
+}
+
+/// What holds a scope back, as it is stored.
+pub(super) fn limit(text: &str) -> Limit {
+    let mut parts = text.split(' ');
+    let mut part = || parts.next().unwrap_or("-");
+    let (max, rate, burst, paused) = (part(), part(), part(), part());
+    Limit {
+        max_running: max.parse().ok(),
+        per_second: rate.parse().ok(),
+        burst: if rate == "-" { None } else { burst.parse().ok() },
+        paused: paused == "1",
+    }
+}
+
+/// An account as the functions give it.
+pub(super) fn account(parts: Vec<String>, now: Timestamp) -> Result<AccountStatus> {
+    let [account, hold, limit, running, waiting] = <[String; 5]>::try_from(parts)
+        .map_err(|_| BrokerError::damaged(&"what is known of an account is incomplete"))?;
+    let number = |text: &str| text.parse().unwrap_or(0);
+    let hold = match hold.splitn(5, ' ').collect::<Vec<_>>().as_slice() {
+        [until, pauses, id, fence, why] => Some(Hold {
+            until: time(until)?,
+            why: (*why).to_owned(),
+            trial: *pauses != "0",
+            job: JobId::new(id).ok().filter(|_| *fence != "0"),
+        }),
+        _ => None,
+    };
+    Ok(AccountStatus {
+        account: Name::new(&account).map_err(|cause| BrokerError::damaged(&cause))?,
+        running: number(&running),
+        waiting: number(&waiting),
+        limit: self::limit(&limit),
+        // One that is over is forgotten when somebody looks.
+        hold: hold.filter(|hold| hold.trial || hold.until > now),
     })
 }
 

@@ -1,10 +1,11 @@
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use sha1::{Digest, Sha1};
 
 use super::large::Prepared;
 use super::{Client, Reply, codec, lock, show};
-use crate::base::{Schedule, Timestamp};
+use crate::base::{Name, Schedule, Timestamp};
 use crate::queue::lifecycle::Transition;
 use crate::queue::matching::Class;
 use crate::queue::validate::refuse;
@@ -241,8 +242,11 @@ impl Client {
         let job = stored.job;
         let mut class = Class::of(&job.submission);
         class.avoid.extend(stored.avoid);
+        let mut accounts = Vec::new();
         let workers: Vec<WorkerMatch> = {
             let roster = self.roster();
+            let fitting = roster.workers.iter().filter(|(name, worker)| class.admits(name, worker).is_ok());
+            accounts.extend(fitting.map(|(_, worker)| worker.account.clone()));
             let judge = |(name, worker): (&String, _)| WorkerMatch {
                 worker: name.clone(),
                 mismatch: class.admits(name, worker).err().map(|mismatch| mismatch.to_string()),
@@ -263,14 +267,25 @@ impl Client {
             }
             JobState::Pending => {
                 let held = self.held_by(&class.id().0).await?;
-                held.map_or_else(
-                    || format!("{fitting} workers match it; they have jobs that come first, or are busy"),
-                    |scope| format!("{scope} is paused or at its limit"),
-                )
+                match held {
+                    Some(scope) => format!("{scope} is paused or at its limit"),
+                    None => self.closed_accounts(&accounts, now).await?.unwrap_or_else(|| {
+                        format!("{fitting} workers match it; they have jobs that come first, or are busy")
+                    }),
+                }
             }
             state => format!("it is {state}"),
         };
         Ok(Explanation { job: job.id, state: job.state, reason, workers })
+    }
+
+    /// Why none of these accounts lets a job be claimed; nothing where one does, or where a worker has none.
+    pub(super) async fn closed_accounts(&self, accounts: &[Option<Name>], now: Timestamp) -> Result<Option<String>> {
+        let Some(wanted) = accounts.iter().cloned().collect::<Option<BTreeSet<Name>>>() else { return Ok(None) };
+        let known = super::Broker::accounts(self).await?;
+        let used = known.iter().filter(|status| wanted.contains(&status.account));
+        let closed: Option<Vec<String>> = used.map(|status| status.closed(now)).collect();
+        Ok(closed.filter(|reasons| !reasons.is_empty()).map(|reasons| reasons.join("; ")))
     }
 
     async fn held_by(&self, class: &str) -> Result<Option<String>> {
@@ -297,6 +312,7 @@ impl Client {
         let classes: Vec<String> = self.roster().classes.keys().map(|id| id.0.clone()).collect();
         problems.extend(self.audit_all("audit_classes", flag, &classes).await?);
         problems.extend(self.store.call("audit_pending", vec![flag.to_owned()]).await?.texts()?);
+        problems.extend(self.store.call("audit_accounts", vec![flag.to_owned()]).await?.texts()?);
         problems.extend(self.audit_blobs(repair).await?);
         Ok(problems)
     }

@@ -31,9 +31,9 @@ use super::model::plain;
 use super::store::{Message, Reply, Store};
 use super::validate::refuse;
 use super::{
-    Backlog, Broker, BrokerError, Claim, ClaimRequest, ClassStatus, Explanation, Failure, FailureClass, HeartbeatReply,
-    Job, JobEvent, JobFilter, JobId, JobSchedule, JobState, Limit, Progress, QueueConfig, QueueStats, Registration,
-    Round, Scope, Submission, Submitted, Token, WorkerExplanation,
+    AccountStatus, Backlog, Broker, BrokerError, Claim, ClaimRequest, ClassStatus, Explanation, Failure, FailureClass,
+    HeartbeatReply, HoldRequest, Job, JobEvent, JobFilter, JobId, JobSchedule, JobState, Limit, Progress, QueueConfig,
+    QueueStats, Registration, Round, Scope, Submission, Submitted, Token, Usage, WorkerExplanation,
 };
 use crate::base::{Name, Timestamp};
 use crate::spec::Capabilities;
@@ -54,6 +54,8 @@ const SCAN_LONG: usize = 8;
 const PENDING_PAGE: usize = 250;
 const HEADS_PAGE: usize = 100;
 const COMPLETE_CHUNK: usize = 64;
+/// A job that ran into something holds its account so long at most; the next one tells if it is not over.
+const LONGEST_HOLD: Duration = Duration::from_mins(15);
 /// Heartbeats of one process fall together; so long the first waits for the others.
 const BEAT_LINGER: Duration = Duration::from_millis(2);
 /// So long after a new connection idle workers are left asleep.
@@ -652,11 +654,11 @@ impl Broker for Client {
     }
 
     async fn register(&self, registration: &Registration, capabilities: &Capabilities) -> Result<()> {
-        let known = Known { wake: Arc::default(), capabilities: capabilities.clone(), idle: false };
         {
             let mut workers = lock(&self.shared.workers);
-            let wake = workers.get(&registration.incarnation).map(|known| Arc::clone(&known.wake));
-            let known = Known { wake: wake.unwrap_or_default(), ..known };
+            let known = workers.get(&registration.incarnation);
+            let (wake, idle) = known.map_or_else(Default::default, |known| (Arc::clone(&known.wake), known.idle));
+            let known = Known { wake, capabilities: capabilities.clone(), idle };
             workers.insert(registration.incarnation.clone(), known);
         }
         self.add_worker(registration, capabilities).await
@@ -670,11 +672,11 @@ impl Broker for Client {
     async fn claim(&self, request: &ClaimRequest) -> Result<Vec<Claim>> {
         let incarnation = &request.registration.incarnation;
         let not_registered = || BrokerError::NotRegistered(request.registration.worker.clone());
-        let (was_idle, capabilities) = {
+        let (was_idle, capabilities, account) = {
             let mut workers = lock(&self.shared.workers);
             let known = workers.get_mut(incarnation).ok_or_else(not_registered)?;
             let capabilities = (!request.loaded.is_empty()).then(|| known.capabilities.clone());
-            (std::mem::replace(&mut known.idle, true), capabilities)
+            (std::mem::replace(&mut known.idle, true), capabilities, known.capabilities.account.clone())
         };
         let limit = request.limit.clamp(1, 1_000);
         let mut arguments = vec![incarnation.clone(), limit.to_string(), if was_idle { "1" } else { "0" }.to_owned()];
@@ -691,12 +693,23 @@ impl Broker for Client {
             let (now, due, again) = (codec::time(&part().text()?)?, part().text()?, part().number::<u8>()? == 1);
             self.shared.due.told(now, &due);
             let mut fence = part().number::<u64>()?;
-            let mut parts = part().list()?.into_iter();
+            let (jobs, of_account) = (part().list()?, part().texts()?);
+            let trial = of_account.first().is_some_and(|said| said == "trial");
+            if let ([said, until, why], Some(account)) = (of_account.as_slice(), &account)
+                && said == "held"
+            {
+                return Err(BrokerError::Held {
+                    account: account.clone(),
+                    until: codec::time(until).ok(),
+                    why: why.clone(),
+                });
+            }
+            let mut parts = jobs.into_iter();
             while let (Some(id), Some(raw), Some(changes)) = (parts.next(), parts.next(), parts.next()) {
                 let (id, raw) = (id.text()?, raw.text()?);
                 fence += 1;
                 match claimed(&id, fence, &raw, changes, &request.registration, now) {
-                    Ok(claim) => claims.push(claim),
+                    Ok(claim) => claims.push(Claim { trial, ..claim }),
                     Err(cause) => {
                         // Nobody could run it: out of the way, with the reason.
                         let failure = json!(Failure::new(FailureClass::Fatal, cause.to_string())).to_string();
@@ -756,6 +769,11 @@ impl Broker for Client {
 
     async fn partial(&self, token: &Token, value: Value) -> Result<()> {
         self.report(token, "partial", value.to_string(), Vec::new()).await
+    }
+
+    async fn usage(&self, token: &Token, used: Usage, total: Usage) -> Result<()> {
+        let text = |usage: &Usage| serde_json::to_string(usage).map_err(|cause| BrokerError::damaged(&cause));
+        self.report(token, "usage", text(&used)?, vec!["us".to_owned(), text(&total)?]).await
     }
 
     async fn save(&self, token: &Token, value: Value) -> Result<()> {
@@ -951,20 +969,45 @@ impl Broker for Client {
         let running: HashMap<String, String> = parts.next().unwrap_or(Reply::Nil).pairs()?.into_iter().collect();
         let mut all = Vec::new();
         for (scope, text) in limits {
-            let mut parts = text.split(' ');
-            let mut part = || parts.next().unwrap_or("-");
-            let (max, rate, burst, paused) = (part(), part(), part(), part());
-            let limit = Limit {
-                max_running: max.parse().ok(),
-                per_second: rate.parse().ok(),
-                burst: if rate == "-" { None } else { burst.parse().ok() },
-                paused: paused == "1",
-            };
+            let limit = codec::limit(&text);
             let count = running.get(&scope).and_then(|count| count.parse().ok()).unwrap_or(0);
             let scope: Scope = scope.parse().map_err(|why: String| BrokerError::damaged(&why))?;
             all.push((scope, limit, count));
         }
         all.sort_by(|one, other| one.0.cmp(&other.0));
+        Ok(all)
+    }
+
+    async fn hold(&self, request: &HoldRequest) -> Result<(Timestamp, bool)> {
+        // What holds all must end, whatever a backend says; and a line of it is enough.
+        let pause = request.pause.clamp(Duration::from_millis(1), LONGEST_HOLD);
+        let why: String = request.why.chars().map(|c| if c.is_control() { ' ' } else { c }).take(300).collect();
+        let arguments = vec![
+            request.account.to_string(),
+            pause.as_millis().to_string(),
+            request.longest.unwrap_or(pause).as_millis().to_string(),
+            u8::from(request.longest.is_some()).to_string(),
+            request.token.job.to_string(),
+            request.token.claim.to_string(),
+            why,
+        ];
+        let [until, news] = <[String; 2]>::try_from(self.store.call("hold", arguments).await?.texts()?)
+            .map_err(|_| BrokerError::damaged(&"what a hold is answered with is no pair"))?;
+        Ok((codec::time(&until)?, news == "1"))
+    }
+
+    async fn lift(&self, account: &Name) -> Result<bool> {
+        Ok(self.store.call("lift", vec![account.to_string()]).await?.number::<u8>()? == 1)
+    }
+
+    async fn accounts(&self) -> Result<Vec<AccountStatus>> {
+        let mut parts = self.store.call("accounts", Vec::new()).await?.list()?.into_iter();
+        let now = codec::time(&parts.next().unwrap_or(Reply::Nil).text()?)?;
+        let mut all = Vec::new();
+        for entry in parts.next().unwrap_or(Reply::Nil).list()? {
+            all.push(codec::account(entry.texts()?, now)?);
+        }
+        all.sort_by(|one, other| one.account.cmp(&other.account));
         Ok(all)
     }
 
@@ -1027,7 +1070,7 @@ fn claimed(id: &str, fence: u64, raw: &str, changes: Reply, who: &Registration, 
         let service = label("machinist_job_wait_seconds", job.submission.service.as_str());
         histogram!("machinist_job_wait_seconds", "service" => service).record(now.since(since).as_secs_f64());
     }
-    Ok(Claim { token: Token { job: job.id.clone(), claim: job.claims }, job })
+    Ok(Claim { token: Token { job: job.id.clone(), claim: job.claims }, job, trial: false })
 }
 
 fn show(stats: &QueueStats) {

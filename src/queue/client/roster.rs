@@ -29,7 +29,7 @@ pub(super) struct Roster {
 /// The profile of a worker: its capabilities without what tells it from its likes.
 pub(super) fn shared(capabilities: &Capabilities) -> Result<(String, String, Capabilities)> {
     let nobody = Name::new("any").map_err(|cause| BrokerError::damaged(&cause))?;
-    let shared = Capabilities { machine: nobody.clone(), worker: nobody, ..capabilities.clone() };
+    let shared = Capabilities { machine: nobody.clone(), worker: nobody, account: None, ..capabilities.clone() };
     let text = serde_json::to_string(&shared).map_err(|cause| BrokerError::damaged(&cause))?;
     Ok((short_hash(&text), text, shared))
 }
@@ -117,6 +117,7 @@ impl Client {
             shared_text,
             full,
             self.config.lease.as_millis().to_string(),
+            capabilities.account.as_ref().map(ToString::to_string).unwrap_or_default(),
         ];
         let complete = loop {
             let mut answer = self.store.call("register", arguments.clone()).await?.list()?.into_iter();

@@ -113,6 +113,7 @@ fn capabilities() -> impl Strategy<Value = Capabilities> {
             labels,
             deny_customers,
             allow_customers,
+            account: None,
         },
     )
 }
@@ -288,6 +289,7 @@ proptest! {
             hardware: Hardware { gpu_memory_gb: 1.0, gpu_count: 1, ram_gb: 1.0, cpu_cores: 1.0 },
             deny_customers: BTreeSet::new(),
             allow_customers: ["a".to_owned()].into(),
+            account: None,
             ..worker
         };
         worker.models.insert(model.clone());

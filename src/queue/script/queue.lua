@@ -20,13 +20,15 @@
 --   cls class -> definition; cs class -> scopes; cn class -> live jobs; cz classes without jobs, since when
 --   s:<class> profiles that match; lane class -> lane; lanes lane -> classes; lp:<lane> profiles; pl:<profile> lanes
 --   pc:<profile> classes; profiles profile -> capabilities; pd complete profiles; pn live workers; pz unused, since when
---   W incarnation -> end of lease; I incarnation -> "worker profile channel"; N worker -> incarnation; workers -> JSON
+--   W incarnation -> end of lease; I incarnation -> "worker profile [account] channel"; N worker -> incarnation; workers -> JSON
 --   i:<incarnation> its jobs; R id -> "fence claimed incarnation worker class flags", with the flag h when there are events
 --     of the job; r id -> deadline, where it has run for a heartbeat; fz last fence: at least the microseconds since 1970,
 --     so that a server which lost its memory gives none out twice
 --   d zset of delayed jobs by due time; av when jobs leave the class that avoids a worker; b blocked; f:f f:x finished
 --   z:<profile> idle incarnations; zp profiles with idle ones; np number of pending jobs; ep epoch of profiles
 --   lim scope -> "max rate burst paused"; run scope -> running; tb token buckets; pk:<scope> parked classes; pb; ut
+--   al the same as lim of accounts, which hold back who claims and not what waits; ah account -> "until pauses id fence why"
+--     of holds; hw:<account> incarnations that wait for it, since when; ha accounts that somebody waits for; aa all accounts
 --   vt, ft:<base> virtual time of fair queueing; wf, wfz place of a workflow; ik, ki idempotency; uq, uk unique keys
 --   wt jobs whose events somebody watches, until when
 --   bl jobs that have something in the blob store; bg those of them that are gone: "id time"
@@ -250,9 +252,12 @@ local function tokens_of(scope, rate, burst, now)
   return math.min(burst, tonumber(tokens) + math.max(0, now - tonumber(at)) * rate / 1000)
 end
 
+-- Limits of accounts lie apart: they must not make claims of others look at every class's scopes.
+local function limits_of(scope) return P .. (sub(scope, 1, 8) == 'account:' and 'al' or 'lim') end
+
 -- How many jobs of the scope may start now; what it is and when to look again.
 local function room_of(scope, now)
-  local lim = call('HGET', P .. 'lim', scope)
+  local lim = call('HGET', limits_of(scope), scope)
   if not lim then return math.huge end
   local max, rate, burst, paused = match(lim, '^(%S+) (%S+) (%S+) (%S+)$')
   if paused == '1' then return 0 end
@@ -270,12 +275,21 @@ local function room_of(scope, now)
 end
 
 local function spend(scope, n, now)
-  local lim = call('HGET', P .. 'lim', scope)
+  local lim = call('HGET', limits_of(scope), scope)
   if not lim then return end
   local rate, burst = match(lim, '^%S+ (%S+) (%S+)')
   if rate == '-' then return end
   local tokens = tokens_of(scope, tonumber(rate), tonumber(burst), now)
   call('HSET', P .. 'tb', scope, format('%.6f', tokens - n) .. ' ' .. num(now))
+end
+
+-- Has the scope looked at again at that time, or before.
+local function look_again(scope, til)
+  local old = call('ZSCORE', P .. 'ut', scope)
+  if not old or tonumber(old) > til then
+    call('ZADD', P .. 'ut', num(til), scope)
+    call('PUBLISH', P .. 'due', num(til))
+  end
 end
 
 -- Takes the class out of its lane until its scope has room.
@@ -290,18 +304,93 @@ local function park(cid, scope, til)
     call('ZREM', P .. 'l:' .. lane, cid)
     lane_fix(lane)
   end
+  if til then look_again(scope, til) end
+end
+
+-- Accounts: what all workers share that use one key at one provider -----------------------------------------------
+
+-- The account of an incarnation, of its entry in I; nil where it has none.
+local function account_of(info) return match(info or '', '^%S+ %S+ (%S+) %S+$') end
+
+-- Until when the account is held; how many holds there were in a row, 0 where it opens by itself; the job that is tried and
+-- its claim, 0 for none; why it is held. Nothing where it is not.
+local function hold_of(account)
+  local til, pauses, id, fence, why = match(call('HGET', P .. 'ah', account) or '', '^(%S+) (%S+) (%S+) (%S+) (.*)$')
+  if til then return tonumber(til), tonumber(pauses), id, fence, why end
+end
+
+local function set_hold(account, til, pauses, id, fence, why)
+  call('HSET', P .. 'ah', account, num(til) .. ' ' .. num(pauses) .. ' ' .. id .. ' ' .. fence .. ' ' .. why)
+end
+
+-- How many jobs workers with the account may take now; when to look again; why not more ("" for a limit); whether the one
+-- that they may take is tried for all.
+local function account_room(account, now)
+  local til, pauses, id, fence, why = hold_of(account)
   if til then
-    local old = call('ZSCORE', P .. 'ut', scope)
-    if not old or tonumber(old) > til then
-      call('ZADD', P .. 'ut', num(til), scope)
-      call('PUBLISH', P .. 'due', num(til))
+    if now < til then return 0, til, why end
+    if pauses == 0 then
+      call('HDEL', P .. 'ah', account)
+      til = nil
+    elseif fence ~= '0' then
+      -- Still under way, and still with this account.
+      local holds, inc = match(call('HGET', P .. 'R', id) or '', '^(%S+) %S+ (%S+)')
+      if holds == fence and account_of(call('HGET', P .. 'I', inc)) == account then return 0, nil, why end
     end
   end
+  local room, again = room_of('account:' .. account, now)
+  if room < 1 then return 0, again, '' end
+  if til then return 1, nil, why, true end
+  return room
+end
+
+-- Tells whoever waits for the account, at most so many, that there is room, if there is.
+local function open_account(account, now, most)
+  local waiting, scope = P .. 'hw:' .. account, 'account:' .. account
+  local room, til = account_room(account, now)
+  local n = math.min(room, most)
+  while n > 0 do
+    local inc = call('ZRANGE', waiting, 0, 0)[1]
+    if not inc then break end
+    call('ZREM', waiting, inc)
+    if send(inc, 'w ' .. inc) then n = n - 1 end
+  end
+  call('ZREM', P .. 'ut', scope)
+  if call('EXISTS', waiting) == 0 then
+    call('SREM', P .. 'ha', account)
+  elseif til then
+    look_again(scope, til)
+  end
+end
+
+-- The incarnation waits for the account: it is not idle, and told when there is room.
+local function wait_for(account, inc, til, now)
+  local waiting = P .. 'hw:' .. account
+  if not call('ZSCORE', waiting, inc) then
+    call('ZADD', waiting, num(now), inc)
+    call('SADD', P .. 'ha', account)
+  end
+  if til then look_again('account:' .. account, til) end
+end
+
+-- The incarnation claims no more with the account. It may be the one that was told.
+local function leave_account(account, inc, now)
+  call('ZREM', P .. 'hw:' .. account, inc)
+  if call('EXISTS', P .. 'hw:' .. account) == 1 then open_account(account, now, 1) end
+end
+
+-- So many more (or, negative, fewer) jobs run with the account, where there is one.
+local function account_running(account, n, now)
+  if not account or n == 0 then return end
+  local scope = 'account:' .. account
+  if call('HINCRBY', P .. 'run', scope, n) <= 0 then call('HDEL', P .. 'run', scope) end
+  if n < 0 and call('EXISTS', P .. 'hw:' .. account) == 1 then open_account(account, now, -n) end
 end
 
 -- Puts parked classes back into their lanes while there is room, the best first: more than there is room for, since of
 -- the best there may be nobody who can run them. The rest follow a little later if there still is room.
 local function unpark(scope, now)
+  if sub(scope, 1, 8) == 'account:' then return open_account(sub(scope, 9), now, UNPARK) end
   local room, til = room_of(scope, now)
   local parked = room > 0 and call('ZRANGE', P .. 'pk:' .. scope, 0, UNPARK - 1) or {}
   for _, cid in ipairs(parked) do
@@ -393,6 +482,7 @@ local function leave_running(id, run, now)
   call('SREM', P .. 'i:' .. inc, id)
   call('ZREM', P .. 'r', id)
   running({ [cid] = -1 }, now)
+  account_running(account_of(call('HGET', P .. 'I', inc)), -1, now)
 end
 
 -- Others may wait for the end of this job.
@@ -666,13 +756,13 @@ function F.add_class(a)
   return 'OK'
 end
 
--- incarnation worker channel profile shared full lease
+-- incarnation worker channel profile shared full lease account ("" for none)
 function F.register(a)
   local now = now_ms()
-  local inc, worker, pid = a[1], a[2], a[4]
+  local inc, worker, pid, account = a[1], a[2], a[4], a[8] ~= '' and a[8] or nil
   local former = call('HGET', P .. 'N', worker)
   if former and former ~= inc then return { 'FORMER', former } end
-  local info = worker .. ' ' .. pid .. ' ' .. a[3]
+  local info = worker .. ' ' .. pid .. (account and ' ' .. account or '') .. ' ' .. a[3]
   local was = call('HGET', P .. 'I', inc)
   local personal = 'w:' .. worker
   if not was then call('HINCRBY', P .. 'pn', pid, 1) end
@@ -683,7 +773,16 @@ function F.register(a)
       if call('HINCRBY', P .. 'pn', old, -1) <= 0 then call('ZADD', P .. 'pz', num(now), old) end
       call('ZREM', P .. 'z:' .. old, inc)
     end
+    local before = account_of(was)
+    if before ~= account then
+      -- What it runs counts for the one that it uses from now on.
+      local holds = call('SCARD', P .. 'i:' .. inc)
+      account_running(before, -holds, now)
+      if before then leave_account(before, inc, now) end
+      account_running(account, holds, now)
+    end
   end
+  if account then call('SADD', P .. 'aa', account) end
   call('ZREM', P .. 'pz', pid)
   call('ZREM', P .. 'pz', personal)
   call('HSET', P .. 'I', inc, info)
@@ -723,6 +822,8 @@ function F.forget(a)
   local worker, pid = match(info, '^(%S+) (%S+)')
   call('ZREM', P .. 'z:' .. pid, inc)
   call('ZREM', P .. 'z:w:' .. worker, inc)
+  local account = account_of(info)
+  if account then leave_account(account, inc, now) end
   if call('HINCRBY', P .. 'pn', pid, -1) <= 0 then
     call('HDEL', P .. 'pn', pid)
     call('ZADD', P .. 'pz', num(now), pid)
@@ -795,7 +896,8 @@ local function take_from(lane, score, n, ids, of)
 end
 
 -- incarnation limit idle, then the classes whose model it has loaded. Answers with the fence before the first job's, each
--- job having the next, and per job id, record, and what changed since ("" for nothing)
+-- job having the next, and per job id, record, and what changed since ("" for nothing); then what is to say of its account: held,
+-- until when ("" for nobody knows) and why ("" for its limit); or trial
 function F.claim(a)
   local now = now_ms()
   local inc, n = a[1], math.min(tonumber(a[2]), CLAIM)
@@ -807,6 +909,24 @@ function F.claim(a)
   if a[3] == '1' then
     call('ZREM', P .. 'z:' .. pid, inc)
     call('ZREM', P .. 'z:' .. personal, inc)
+  end
+  local account, room, trial = account_of(info), math.huge, nil
+  if account then
+    local til, why
+    room, til, why, trial = account_room(account, now)
+    if room < 1 then
+      wait_for(account, inc, til, now)
+      if a[3] ~= '1' then
+        call('ZREM', P .. 'z:' .. pid, inc)
+        call('ZREM', P .. 'z:' .. personal, inc)
+      elseif idle() then
+        -- It may have been woken for a job that others can take.
+        wake((best(pid)), 1)
+      end
+      return { 'OK', num(now), next_due(), 0, '0', {}, { 'held', til and num(til) or '', why } }
+    end
+    call('ZREM', P .. 'hw:' .. account, inc)
+    n = math.min(n, room)
   end
   local limited = call('HLEN', P .. 'lim') > 0
   local warm = {}
@@ -888,7 +1008,7 @@ function F.claim(a)
     end
     n = n - taken
   end
-  local out, fence = {}, 0
+  local out, fence, on_trial = {}, 0, ''
   if #ids > 0 then
     local watched = call('EXISTS', P .. 'wt') == 1
     local keys, counts = {}, {}
@@ -939,6 +1059,16 @@ function F.claim(a)
       call('SADD', P .. 'i:' .. inc, unpack(held))
     end
     if not limited then running(counts, now) end
+    if account and #held > 0 then
+      account_running(account, #held, now)
+      if room < math.huge then spend('account:' .. account, #held, now) end
+      room = room - #held
+      if trial then
+        local til, pauses, _, _, why = hold_of(account)
+        set_hold(account, til, pauses, held[1], match(R[2], '^%S+'), why)
+        on_trial = 'trial'
+      end
+    end
     for level, tag in pairs(tags) do
       if tag > tonumber(call('HGET', P .. 'vt', num(level)) or 0) then call('HSET', P .. 'vt', num(level), num(tag)) end
     end
@@ -951,7 +1081,9 @@ function F.claim(a)
     -- One wake-up leads to the next while there is work.
     wake((best(pid)), 1)
   end
-  return { 'OK', num(now), next_due(), again, num(fence), out }
+  -- There may be room for one more of those who wait, or a time at which there is.
+  if account and call('EXISTS', P .. 'hw:' .. account) == 1 then open_account(account, now, 1) end
+  return { 'OK', num(now), next_due(), again, num(fence), out, { on_trial } }
 end
 
 -- per job: id fence result
@@ -1015,6 +1147,17 @@ function F.complete(a)
     for cid, n in pairs(counts) do counts[cid] = -n end
     live_all(counts, now)
     running(counts, now)
+    for inc, jobs in pairs(by) do
+      local account = account_of(call('HGET', P .. 'I', inc))
+      if account then
+        local til, _, id, fence, why = hold_of(account)
+        if til and ended_with[id] == fence then
+          -- It was tried for all. What was said meanwhile still counts.
+          if til > now then set_hold(account, til, 0, '-', '0', why) else call('HDEL', P .. 'ah', account) end
+        end
+        account_running(account, -#jobs, now)
+      end
+    end
   end
   return out
 end
@@ -1158,12 +1301,14 @@ local function adopt(inc, id, fence, now)
   end
   comes_back(id, base, now)
   if timeout == '-' then timeout = '3600000' end
-  local worker = match(call('HGET', P .. 'I', inc), '^%S+')
+  local info = call('HGET', P .. 'I', inc)
+  local worker = match(info, '^%S+')
   if call('SREM', P .. 'ch', id) == 1 then flags = flags .. 'h' end
   call('HSET', P .. 'R', id, fence .. ' ' .. num(now) .. ' ' .. inc .. ' ' .. worker .. ' ' .. cid .. ' ' .. flags)
   call('SADD', P .. 'i:' .. inc, id)
   call('ZADD', P .. 'r', num(now + tonumber(timeout)), id)
   running({ [cid] = 1 }, now)
+  account_running(account_of(info), 1, now)
   return true
 end
 
@@ -1238,6 +1383,8 @@ function F.todo()
   -- Workers that sleep although their lane has work: a wake-up went to one that died.
   local heads = call('ZRANGE', P .. 'H', 0, 15)
   if call('SCARD', P .. 'zp') > 0 then for _, lane in ipairs(heads) do wake(lane, 1) end end
+  -- And those that wait for an account.
+  for _, account in ipairs(call('SRANDMEMBER', P .. 'ha', 16)) do open_account(account, now, 1) end
   local lease = call('ZRANGE', P .. 'W', 0, 0, 'WITHSCORES')
   return {
     num(now),
@@ -1433,9 +1580,45 @@ end
 
 -- scope "max rate burst paused" | ""
 function F.limit(a)
-  if a[2] == '' then call('HDEL', P .. 'lim', a[1]) else call('HSET', P .. 'lim', a[1], a[2]) end
+  local key, account = limits_of(a[1]), match(a[1], '^account:(.*)$')
+  if a[2] == '' then call('HDEL', key, a[1]) else call('HSET', key, a[1], a[2]) end
+  if account then call('SADD', P .. 'aa', account) end
   unpark(a[1], now_ms())
-  return call('ZCARD', P .. 'pk:' .. a[1])
+  return call('ZCARD', account and P .. 'hw:' .. account or P .. 'pk:' .. a[1])
+end
+
+-- account, pause and longest pause in ms, whether one job is then tried for all (1), the job that ran into it and its claim, why.
+-- Answers with the end of the hold, and whether that is news.
+function F.hold(a)
+  local now = now_ms()
+  local account, pause, longest, tried = a[1], tonumber(a[2]), tonumber(a[3]), a[4] == '1'
+  local til, pauses, id, fence, why = hold_of(account)
+  local news = true
+  if not til or (pauses == 0 and til <= now) then
+    til, pauses, id, fence, why = now + pause, tried and 1 or 0, '-', '0', a[7]
+  elseif id == a[5] and fence == a[6] then
+    -- The one that was tried: longer each time, where it is not said how long.
+    if tried then
+      pauses = pauses + 1
+      pause = math.min(longest, pause * 2 ^ math.min(pauses - 1, 40))
+    end
+    til, id, fence, why = math.max(til, now + pause), '-', '0', a[7]
+  else
+    -- Others ran into the same. They say no more than how long it is at least.
+    news = false
+    if til < now + pause then til, why = now + pause, a[7] end
+    if tried and pauses == 0 then pauses = 1 end
+  end
+  set_hold(account, til, pauses, id, fence, why)
+  open_account(account, now, UNPARK)
+  return { num(til), news and 1 or 0 }
+end
+
+-- account: whatever holds it is over.
+function F.lift(a)
+  local was = call('HDEL', P .. 'ah', a[1])
+  open_account(a[1], now_ms(), UNPARK)
+  return was
 end
 
 -- Hands out webhooks that are due, each for a minute.
@@ -1682,7 +1865,24 @@ function reads.inbox()
   return out
 end
 
-function reads.limits() return { call('HGETALL', P .. 'lim'), call('HGETALL', P .. 'run') } end
+function reads.limits()
+  local limits = call('HGETALL', P .. 'lim')
+  for _, word in ipairs(call('HGETALL', P .. 'al')) do limits[#limits + 1] = word end
+  return { limits, call('HGETALL', P .. 'run') }
+end
+
+-- Of every account that was ever used: its hold and its limit ("" for none), jobs that run, workers that wait for it
+function reads.accounts()
+  local out = {}
+  for _, account in ipairs(call('SMEMBERS', P .. 'aa')) do
+    local scope = 'account:' .. account
+    out[#out + 1] = {
+      account, call('HGET', P .. 'ah', account) or '', call('HGET', P .. 'al', scope) or '',
+      call('HGET', P .. 'run', scope) or '0', call('ZCARD', P .. 'hw:' .. account),
+    }
+  end
+  return { num(now_ms()), out }
+end
 
 function reads.schedules()
   local out = {}
@@ -1818,6 +2018,30 @@ function F.audit_pending(a)
   if total == counted then return {} end
   if repair then call('SET', P .. 'np', total) end
   return { 'the counter of pending jobs says ' .. counted .. ', there are ' .. total }
+end
+
+-- repair: the counts of jobs that run with each account are right.
+function F.audit_accounts(a)
+  local repair, problems, runs = a[1] == '1', {}, {}
+  for _, account in ipairs(call('SMEMBERS', P .. 'aa')) do runs[account] = 0 end
+  local all = call('HGETALL', P .. 'I')
+  for i = 1, #all, 2 do
+    local account = account_of(all[i + 1])
+    if account then runs[account] = (runs[account] or 0) + call('SCARD', P .. 'i:' .. all[i]) end
+  end
+  for account, n in pairs(runs) do
+    local scope = 'account:' .. account
+    local counted = tonumber(call('HGET', P .. 'run', scope) or 0)
+    if counted ~= n then
+      problems[#problems + 1] = 'account ' .. account .. ' counts ' .. counted .. ' running jobs and has ' .. n
+      if repair then account_running(account, n - counted, now_ms()) end
+    end
+    if call('EXISTS', P .. 'hw:' .. account) > call('SISMEMBER', P .. 'ha', account) then
+      problems[#problems + 1] = 'account ' .. account .. ' is waited for, and those who wait might not be told'
+      if repair then call('SADD', P .. 'ha', account) end
+    end
+  end
+  return problems
 end
 
 -- Drops a job that is over; WAITED: those who wait for it have to be told first.

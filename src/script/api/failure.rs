@@ -43,6 +43,21 @@ mod functions {
         Ok(thrown)
     }
 
+    /// The backend limits the rate and says nothing of when to come again: as `rate_limited(message, "10s")`.
+    pub fn rate_limited(message: &str) -> Failure {
+        Thrown::new(FailureClass::RateLimited, message)
+    }
+
+    /// The backend limits the rate, and takes more after `delay`, such as `"30s"`: the job waits so long. The first ten
+    /// times that costs it no attempt. Nothing is claimed meanwhile by any worker that shares the connector's account, on
+    /// any machine; without an account, by this worker. Fails where that is no duration.
+    #[rhai_fn(name = "rate_limited", return_raw)]
+    pub fn rate_limited_for(message: &str, delay: &str) -> ScriptResult<Failure> {
+        let mut thrown = Thrown::new(FailureClass::RateLimited, message);
+        thrown.0.retry_after = Some(Seconds::new(parse_duration(delay).map_err(error)?));
+        Ok(thrown)
+    }
+
     /// No other try would help: the job has failed.
     pub fn fatal(message: &str) -> Failure {
         Thrown::new(FailureClass::Fatal, message)
@@ -54,7 +69,9 @@ mod functions {
     }
 
     /// The connector's account is at fault (no credit, key refused): the job goes back to the queue, no attempt is
-    /// charged, and the worker claims nothing until its `check` holds again.
+    /// charged, and the worker claims nothing until its `check` holds again. Where the connector has an account in
+    /// `machine.toml`, all workers that share it, on all machines, claim nothing for 30 s; then one job is tried, and only
+    /// when that is done do the others go on.
     pub fn account(message: &str) -> Failure {
         Thrown::new(FailureClass::Account, message)
     }

@@ -1,5 +1,6 @@
 //! What a connector sees as `job`.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -20,12 +21,14 @@ pub(in crate::script) struct JobHandle {
     work_dir: PathBuf,
     /// What was saved last: by an earlier attempt, or by this one, which `cancel` has to know.
     saved: Arc<Mutex<Option<Value>>>,
+    /// What it was told of what the job used up.
+    units: Arc<Mutex<queue::Usage>>,
 }
 
 impl JobHandle {
     pub fn new(job: Arc<queue::Job>, sink: Arc<dyn JobSink>, cancel: CancellationToken, work_dir: PathBuf) -> Self {
         let saved = Arc::new(Mutex::new(job.saved.clone()));
-        Self { job, sink, cancel, work_dir, saved }
+        Self { job, sink, cancel, work_dir, saved, units: Arc::default() }
     }
 }
 
@@ -121,6 +124,31 @@ mod functions {
     #[rhai_fn(name = "partial", pure, return_raw)]
     pub fn partial(job: &mut Job, value: Dynamic) -> ScriptResult<()> {
         job.sink.partial(to_json(&value, Secrets::Redact).map_err(error)?);
+        Ok(())
+    }
+
+    /// Counts what the job used up: `job.usage(#{ input_tokens: 26, output_tokens: 2, cost_usd: 0.002 })`. Called again it
+    /// adds; what failed attempts used stays counted. It is shown with the job, in its events, and in the metrics
+    /// `machinist_connector_usage_total` and, of `cost_usd`, `machinist_connector_cost_dollars_total`. Fails where a value
+    /// is no number of at least 0, a name has other letters than a-z, 0-9 and `_`, or there are more than 16.
+    #[rhai_fn(name = "usage", pure, return_raw)]
+    pub fn usage(job: &mut Job, used: Map) -> ScriptResult<()> {
+        let mut amounts = BTreeMap::new();
+        for (unit, value) in used {
+            #[expect(clippy::cast_precision_loss, reason = "amounts are doubles")]
+            let amount = value.as_float().or_else(|_| value.as_int().map(|whole| whole as f64));
+            let amount =
+                amount.map_err(|found| error(format!("the usage of {unit} must be a number, found {found}")))?;
+            amounts.insert(unit.to_string(), amount);
+        }
+        let used = queue::Usage::new(amounts).map_err(error)?;
+        let mut all = job.units.lock().unwrap_or_else(PoisonError::into_inner);
+        // Those of earlier calls count as well.
+        let mut together = all.0.clone();
+        together.extend(used.0.clone());
+        *all = queue::Usage::new(together).map_err(error)?;
+        drop(all);
+        job.sink.usage(used);
         Ok(())
     }
 

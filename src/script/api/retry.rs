@@ -24,7 +24,7 @@ mod functions {
     /// `retry(|| http::post(url, #{ json: x, retry: #{ max: 0 } }))`. Throws what the last try threw.
     ///
     /// Tried again is what another time may be different: errors of the network and of servers that are `retryable`, what
-    /// was thrown by `retryable` or `retry_after`, and thrown texts. Mistakes of the script (an unknown function, a missing property) and
+    /// was thrown by `retryable`, `retry_after` or `rate_limited`, and thrown texts. Mistakes of the script (an unknown function, a missing property) and
     /// `fatal`, `wrong_machine` and `account` are not. Where the error says how long to wait, it is waited so long.
     #[rhai_fn(return_raw)]
     pub fn retry(context: NativeCallContext<'_>, body: FnPtr) -> ScriptResult<Dynamic> {
@@ -95,6 +95,11 @@ fn run_retry(context: &NativeCallContext<'_>, options: Map, body: &FnPtr) -> Scr
     unreachable!("the tries are counted")
 }
 
+/// Whether another try may come out otherwise.
+fn helps(class: FailureClass) -> bool {
+    matches!(class, FailureClass::Retryable | FailureClass::RateLimited)
+}
+
 /// The least wait before another try; nothing when that would not help after this error.
 fn wait_asked_for(cause: &EvalAltResult, on: Option<&Array>) -> Option<Duration> {
     let value = thrown(cause)?;
@@ -105,12 +110,10 @@ fn wait_asked_for(cause: &EvalAltResult, on: Option<&Array>) -> Option<Duration>
         return listed.then(|| error.retry_after.unwrap_or_default());
     }
     if let Some(error) = error {
-        return (error.class == FailureClass::Retryable).then(|| error.retry_after.unwrap_or_default());
+        return helps(error.class).then(|| error.retry_after.unwrap_or_default());
     }
     match value.read_lock::<Thrown>() {
-        Some(thrown) if thrown.0.class == FailureClass::Retryable => {
-            Some(thrown.0.retry_after.map(Seconds::get).unwrap_or_default())
-        }
+        Some(thrown) if helps(thrown.0.class) => Some(thrown.0.retry_after.map(Seconds::get).unwrap_or_default()),
         Some(_) => None,
         None => Some(Duration::ZERO),
     }

@@ -11,7 +11,7 @@ use super::suite::Subject;
 use super::told::map;
 use super::world::{self, Limits, elapsed, suite, timestamp, with, within};
 use crate::base::did_you_mean;
-use crate::queue::{Failure, FailureClass, Job};
+use crate::queue::{Failure, FailureClass, Job, Usage};
 use crate::script::api::JobHandle;
 use crate::script::call::{Call, ScriptResult, error, terminated};
 use crate::script::data::{Secrets, kind_of, to_json};
@@ -265,6 +265,7 @@ fn outcome(called: Called, recorder: Option<&Recorder>) -> ScriptResult<Map> {
         ("logs", said.logs.into_iter().map(Dynamic::from).collect::<Array>().into()),
         ("saved", said.saved.map_or(Ok(Dynamic::UNIT), rhai::serde::to_dynamic)?),
         ("parts", parts.into()),
+        ("usage", rhai::serde::to_dynamic(said.usage)?),
     ]))
 }
 
@@ -434,6 +435,7 @@ struct Said {
     logs: Vec<String>,
     parts: Vec<Value>,
     saved: Option<Value>,
+    usage: Usage,
 }
 
 impl Recorder {
@@ -461,5 +463,9 @@ impl JobSink for Recorder {
 
     fn save(&self, value: Value) {
         self.say(|said| said.saved = Some(value));
+    }
+
+    fn usage(&self, used: Usage) {
+        self.say(|said| said.usage.add(&used));
     }
 }

@@ -1,6 +1,7 @@
 //! Claims: each job that a worker is given is the one it must be given, and it is given as many as there are.
 
 use super::Simulation;
+use super::accounts::Gate;
 use super::world::{Class, KINDS};
 use crate::queue::store::Reply;
 
@@ -27,16 +28,29 @@ impl Simulation {
             return;
         };
         self.few_due();
-        let most = 1 + self.below(5);
+        let mut most = 1 + self.below(5);
         let warm = self.warm(worker);
+        let account = self.model.workers[worker].account;
+        let gate = account.map(|account| self.gate(account));
+        self.asks(&incarnation);
         let idle = if self.one_in(2) { "1" } else { "0" };
         let mut words = vec![incarnation, most.to_string(), idle.to_owned()];
         words.extend(warm.iter().map(Class::id));
+        let mut tried = false;
+        match gate {
+            Some(Gate::Held(until)) => return self.claim_in_vain(&words, until),
+            Some(Gate::Open { most: room, trial }) => {
+                most = most.min(usize::try_from(room).unwrap_or(usize::MAX));
+                tried = trial;
+            }
+            None => {}
+        }
         let mut given = 0;
         loop {
             let mut answer = self.call("claim", &words).list().unwrap();
             assert_eq!(answer[0], Reply::Text("OK".to_owned()));
             self.model.promote();
+            let said = answer.pop().unwrap().texts().unwrap();
             for (id, fence) in Self::claims(&mut answer) {
                 let number: u64 = fence.parse().unwrap();
                 assert!(number > self.fence, "claim {number} after claim {}", self.fence);
@@ -44,7 +58,14 @@ impl Simulation {
                 self.model.give(worker, &warm, &id, &fence);
                 given += 1;
                 self.claims += 1;
+                if let Some(account) = account {
+                    self.model.limits.spend_of(account, 1, self.model.now);
+                    if tried {
+                        self.tried(account, &id, &fence);
+                    }
+                }
             }
+            assert_eq!(said, [if tried && given > 0 { "trial" } else { "" }]);
             let again = answer.remove(3) == Reply::Int(1);
             if !again || given > 0 {
                 assert!(given <= most);
@@ -53,5 +74,18 @@ impl Simulation {
                 return;
             }
         }
+    }
+
+    /// The account is held: there is nothing, and it is said why.
+    fn claim_in_vain(&mut self, words: &[String], until: Option<u64>) {
+        let mut answer = self.call("claim", words).list().unwrap();
+        self.model.promote();
+        assert_eq!(answer[0], Reply::Text("OK".to_owned()));
+        let [held, til, _why] = <[String; 3]>::try_from(answer.pop().unwrap().texts().unwrap()).unwrap();
+        assert_eq!(Self::claims(&mut answer), []);
+        assert_eq!(held, "held");
+        // Tokens are fractions there.
+        let til = til.parse::<u64>().ok();
+        assert!(til == until || til == until.map(|until| until + 1), "{til:?} {until:?}");
     }
 }

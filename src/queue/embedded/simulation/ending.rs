@@ -15,6 +15,7 @@ impl Simulation {
                 assert_eq!(self.words("complete", &[&id, &fence, "1"]).texts().unwrap(), ["OK"]);
                 // Said twice, counted once.
                 assert_eq!(self.words("complete", &[&id, &fence, "2"]).texts().unwrap(), ["OK"]);
+                self.account_works(&id, &fence);
                 self.model.go(&id, State::Over('c', now));
             }
             6 => {

@@ -50,6 +50,32 @@ impl Limits {
         })
     }
 
+    /// How many may start in the scope, of whose jobs so many run; where none may, when to look again.
+    pub fn most(&self, scope: &str, now: u64, running: u64) -> Result<u64, Option<u64>> {
+        let Some(limit) = self.set.get(scope) else { return Ok(u64::MAX) };
+        if limit.paused {
+            return Err(None);
+        }
+        let room = limit.max_running.map_or(u64::MAX, |max| max.saturating_sub(running));
+        if let Some(rate) = limit.rate {
+            let tokens = self.tokens(scope, rate, now);
+            if tokens / 1_000 < room {
+                let until = now + (1_000 - tokens.min(1_000)).div_ceil(rate.0);
+                return if tokens < 1_000 { Err(Some(until)) } else { Ok(tokens / 1_000) };
+            }
+        }
+        if room == 0 { Err(None) } else { Ok(room) }
+    }
+
+    /// So many with the account began.
+    pub fn spend_of(&mut self, account: &str, n: u64, now: u64) {
+        let scope = format!("account:{account}");
+        if let Some(rate) = self.set.get(&scope).and_then(|limit| limit.rate).filter(|_| n > 0) {
+            let left = self.tokens(&scope, rate, now) - n * 1_000;
+            self.buckets.insert(scope, (left, now));
+        }
+    }
+
     pub fn spend(&mut self, class: &Class, now: u64) {
         for scope in class.kind().scopes() {
             if let Some(rate) = self.set.get(&scope).and_then(|limit| limit.rate) {

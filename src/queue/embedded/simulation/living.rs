@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::Simulation;
 use super::limits::Limit;
 use super::model::{LEASE, State};
-use super::world::{ABILITIES, MODEL, SCOPES, name, profile};
+use super::world::{ABILITIES, ACCOUNTS, MODEL, SCOPES, name, profile};
 use crate::queue::store::Reply;
 
 const HOUR: u64 = 3_600_000;
@@ -21,7 +21,8 @@ impl Simulation {
     fn register_as(&mut self, worker: usize, incarnation: &str) {
         let abilities = self.model.workers[worker].abilities;
         let text = abilities.to_string();
-        let words = [incarnation, &name(worker), "own", &profile(abilities), &text, &text, &LEASE.to_string()];
+        let account = self.model.workers[worker].account.unwrap_or_default();
+        let words = [incarnation, &name(worker), "own", &profile(abilities), &text, &text, &LEASE.to_string(), account];
         let mut answer = self.words("register", &words).list().unwrap();
         if answer[0] != Reply::Text("OK".to_owned()) {
             // Its former life ends first, and what that held goes back.
@@ -42,6 +43,9 @@ impl Simulation {
         if self.one_in(2) {
             let abilities = self.below(ABILITIES.len());
             self.model.workers[worker].abilities = ABILITIES[abilities];
+        }
+        if self.one_in(3) {
+            self.model.workers[worker].account = ACCOUNTS.get(self.below(ACCOUNTS.len() + 1)).copied();
         }
         match self.model.workers[worker].incarnation.clone() {
             Some(incarnation) if self.one_in(2) => self.register_as(worker, &incarnation),

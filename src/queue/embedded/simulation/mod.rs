@@ -1,11 +1,12 @@
 //! The queue's functions against a model that is plainly right, on simulated time: random schedules of everything that
 //! happens to a queue. After every step the model and the queue agree about every job, and every claim is the best there is.
 //!
-//! [`world`] says what kinds of job and worker there are, [`model`] what the queue promises of them ([`turns`], [`limits`]);
+//! [`world`] says what kinds of job and worker there are, [`model`] what the queue promises of them ([`turns`], [`limits`], [`accounts`]);
 //! [`submitting`], [`claiming`], [`ending`] and [`living`] take steps on both, [`check`] compares them.
 //!
 //! `SIMULATION_SCHEDULES` (default 40, of 100 steps each) and `SIMULATION_SEED` (default 1) set how many and which.
 
+mod accounts;
 mod cases;
 mod check;
 mod claiming;
@@ -21,8 +22,8 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use self::model::{Model, State, Worker};
-use self::world::{ABILITIES, Class, WORKERS};
-use super::data::Data;
+use self::world::{ABILITIES, ACCOUNTS, Class, WORKERS};
+use super::data::{Data, Text};
 use super::lua::Functions;
 use crate::queue::store::Reply;
 
@@ -30,6 +31,8 @@ const STEPS: usize = 100;
 
 struct Simulation {
     functions: Functions,
+    /// What the functions told whom, and nobody has looked at.
+    published: std::cell::RefCell<Vec<(Text, Text)>>,
     random: StdRng,
     model: Model,
     /// How many ids have been made.
@@ -43,10 +46,19 @@ struct Simulation {
 impl Simulation {
     fn new(seed: u64) -> Self {
         let functions = Functions::load(Data::default()).unwrap();
-        let workers = (0..WORKERS).map(|_| Worker::default()).collect();
+        let accounts = [Some(ACCOUNTS[0]), Some(ACCOUNTS[0]), Some(ACCOUNTS[1]), None, None];
+        let workers = (0..WORKERS).map(|at| Worker { account: accounts[at], ..Worker::default() }).collect();
         let model = Model { now: 1_700_000_000_000, workers, ..Model::default() };
-        let mut this =
-            Self { functions, random: StdRng::seed_from_u64(seed), model, ids: 0, fence: 0, claims: 0, steps: 0 };
+        let mut this = Self {
+            functions,
+            published: std::cell::RefCell::default(),
+            random: StdRng::seed_from_u64(seed),
+            model,
+            ids: 0,
+            fence: 0,
+            claims: 0,
+            steps: 0,
+        };
         for (worker, abilities) in ABILITIES.into_iter().enumerate() {
             this.model.workers[worker].abilities = abilities;
             this.register(worker);
@@ -57,7 +69,7 @@ impl Simulation {
     fn call(&self, name: &str, arguments: &[String]) -> Reply {
         self.functions.data.borrow_mut().clock = Some(self.model.now);
         let reply = self.functions.call(name, arguments).unwrap();
-        self.functions.data.borrow_mut().keep_call();
+        self.published.borrow_mut().extend(self.functions.data.borrow_mut().keep_call());
         reply
     }
 
@@ -99,7 +111,8 @@ impl Simulation {
 
     fn step(&mut self) {
         self.steps += 1;
-        match self.below(40) {
+        match self.below(42) {
+            40 | 41 => self.hold(),
             0..=10 => self.submit(),
             11..=20 => self.claim(),
             21..=27 => self.finish(),
@@ -114,6 +127,7 @@ impl Simulation {
             _ => self.drop_one(),
         }
         self.check();
+        self.check_accounts();
     }
 
     /// Moves a job in both; answers with the letter of where it came to.

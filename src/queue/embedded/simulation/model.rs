@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::accounts::Accounts;
 use super::limits::Limits;
 use super::turns::{LEVEL, Turns};
 use super::world::{Class, KINDS};
@@ -61,6 +62,7 @@ pub(super) struct Worker {
     pub abilities: u8,
     pub loaded: bool,
     pub lives: u32,
+    pub account: Option<&'static str>,
 }
 
 #[derive(Default)]
@@ -70,6 +72,7 @@ pub(super) struct Model {
     pub workers: Vec<Worker>,
     pub turns: Turns,
     pub limits: Limits,
+    pub accounts: Accounts,
     /// Jobs by idempotency key, while they are kept; by unique key, while they live.
     pub idempotency: BTreeMap<String, String>,
     pub unique: BTreeMap<String, String>,
@@ -109,6 +112,11 @@ impl Model {
     pub fn running_in(&self, scope: &str) -> u64 {
         let runs = |job: &&Job| job.letter() == 'r' && KINDS[job.kind].scopes().iter().any(|own| own == scope);
         self.jobs.values().filter(runs).count() as u64
+    }
+
+    /// Whether the job runs with the account.
+    pub fn uses(&self, job: &Job, account: &str) -> bool {
+        matches!(job.state, State::Running { worker, .. } if self.workers[worker].account == Some(account))
     }
 
     fn loaded(&self) -> bool {

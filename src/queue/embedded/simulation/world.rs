@@ -6,6 +6,8 @@ pub(super) const WORKERS: usize = 5;
 /// What a worker may be able to do, as bits. It changes when the worker registers anew.
 pub(super) const ABILITIES: [u8; 5] = [0b000, 0b001, 0b011, 0b110, 0b111];
 pub(super) const MODEL: &str = "sdxl";
+/// What workers may share.
+pub(super) const ACCOUNTS: [&str; 2] = ["a", "b"];
 
 /// A kind of requirement.
 pub(super) struct Kind {
@@ -38,8 +40,8 @@ pub(super) const KINDS: [Kind; 10] = [
 ];
 
 /// What limits are set for.
-pub(super) const SCOPES: [&str; 6] =
-    ["service:s0", "service:s1", "service:s2", "pool:p", "customer:a", "customer:b%20c"];
+pub(super) const SCOPES: [&str; 8] =
+    ["service:s0", "service:s1", "service:s2", "pool:p", "customer:a", "customer:b%20c", "account:a", "account:b"];
 
 impl Kind {
     pub fn scopes(&self) -> Vec<String> {
