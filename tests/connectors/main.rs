@@ -50,6 +50,11 @@ impl Attempt {
         self.reported.saved.lock().unwrap().clone()
     }
 
+    /// What it used up, by unit.
+    fn usage(&self) -> Value {
+        json!(*self.reported.usage.lock().unwrap())
+    }
+
     fn progress(&self) -> Vec<(f64, String)> {
         self.reported.progress.lock().unwrap().clone()
     }

@@ -57,6 +57,7 @@ async fn chat_streams_its_parts() {
         json!({ "id": "t1", "type": "function", "function": { "name": "f", "arguments": "{\"a\":1}" } })
     );
     assert_eq!((&result["usage"]["completion_tokens"], &result["cost_usd"]), (&json!(500), &json!(0.006)));
+    assert_eq!(attempt.usage(), json!({ "input_tokens": 1000.0, "output_tokens": 500.0, "cost_usd": 0.006 }));
     assert_eq!(attempt.partials(), [json!({ "text": "Hel" }), json!({ "text": "lo" })]);
     let asked = &backend.asked("POST /v1/chat/completions")[0];
     assert_eq!(asked.header("authorization"), format!("Bearer {KEY}"));
@@ -126,8 +127,8 @@ async fn each_refusal_has_its_class() {
         (404, "model_not_found", &[], FailureClass::Fatal, None),
         (409, "conflict", &[], FailureClass::Retryable, None),
         (429, "insufficient_quota", &[("x-should-retry", "false")], FailureClass::Account, None),
-        (429, "rate_limit_exceeded", &[("retry-after", "300")], FailureClass::Retryable, Some(300.0)),
-        (429, "rate_limit_exceeded", &[("retry-after-ms", "150000")], FailureClass::Retryable, Some(150.0)),
+        (429, "rate_limit_exceeded", &[("retry-after", "300")], FailureClass::RateLimited, Some(300.0)),
+        (429, "rate_limit_exceeded", &[("retry-after-ms", "150000")], FailureClass::RateLimited, Some(150.0)),
         (500, "server_error", &[], FailureClass::Retryable, None),
         (503, "overloaded", &[("retry-after", "7")], FailureClass::Retryable, Some(7.0)),
         (500, "x", &[("x-should-retry", "false")], FailureClass::Fatal, None),

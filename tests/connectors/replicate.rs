@@ -90,7 +90,7 @@ async fn each_end_has_its_class() {
         response
     })
     .await;
-    assert_eq!(attempt("replicate", &vars(&limited), &keys()).await.fate(), (FailureClass::Retryable, Some(130.0)));
+    assert_eq!(attempt("replicate", &vars(&limited), &keys()).await.fate(), (FailureClass::RateLimited, Some(130.0)));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -54,7 +54,7 @@ async fn each_status_has_its_class() {
         (400, json!({}), FailureClass::Fatal, None),
         (401, json!({}), FailureClass::Account, None),
         (409, json!({}), FailureClass::Retryable, Some(150.0)),
-        (429, json!({}), FailureClass::Retryable, Some(150.0)),
+        (429, json!({}), FailureClass::RateLimited, Some(150.0)),
         (500, json!({}), FailureClass::Retryable, Some(150.0)),
         (418, own.clone(), FailureClass::WrongMachine, None),
         (451, own.clone(), FailureClass::Account, None),

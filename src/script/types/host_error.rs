@@ -42,9 +42,12 @@ impl HostError {
 }
 
 /// What the status of an answer means for the job that asked. Where the server says itself whether to try again, it knows best.
-fn class_of(status: u16, try_again: Option<bool>) -> FailureClass {
+fn class_of(status: u16, try_again: Option<bool>, says_when: bool) -> FailureClass {
     if matches!(status, 401..=403) {
         return FailureClass::Account;
+    }
+    if status == 429 && says_when && try_again != Some(false) {
+        return FailureClass::RateLimited;
     }
     let again = try_again.unwrap_or(matches!(status, 408 | 409 | 423 | 425 | 429 | 500..));
     if again { FailureClass::Retryable } else { FailureClass::Fatal }
@@ -61,7 +64,9 @@ impl From<HttpError> for HostError {
         let (kind, class) = match cause.kind {
             HttpErrorKind::Timeout => ("timeout", FailureClass::Retryable),
             HttpErrorKind::Connect => ("connect", FailureClass::Retryable),
-            HttpErrorKind::Status => ("status", class_of(status, try_again(&cause.headers))),
+            HttpErrorKind::Status => {
+                ("status", class_of(status, try_again(&cause.headers), cause.retry_after.is_some()))
+            }
             HttpErrorKind::Limit => ("limit", FailureClass::Fatal),
             HttpErrorKind::Invalid => ("invalid", FailureClass::Fatal),
             HttpErrorKind::Data => ("data", FailureClass::Retryable),
@@ -181,6 +186,11 @@ mod tests {
             }
             HostError::from(cause).class
         };
+        let mut limited = HttpError::new(HttpErrorKind::Status, "slow down");
+        (limited.status, limited.retry_after) = (Some(429), Some(Duration::from_secs(3)));
+        assert_eq!(HostError::from(limited).class, FailureClass::RateLimited);
+        assert_eq!(class(429, None), FailureClass::Retryable, "nobody says when");
+        assert_eq!(class(429, Some("false")), FailureClass::Fatal);
         assert_eq!(class(503, None), FailureClass::Retryable);
         assert_eq!(class(503, Some("false")), FailureClass::Fatal);
         assert_eq!(class(400, None), FailureClass::Fatal);
