@@ -65,7 +65,8 @@ type Meaning = fn(&Capabilities) -> bool;
 
 const EXPRESSIONS: [(&str, Meaning); 6] = [
     ("true", |_| true),
-    ("hardware.ram_gb >= 1.0", |worker| worker.hardware.ram_gb >= 1.0),
+    // What is no number in JSON is not there for an expression.
+    ("hardware.ram_gb >= 1.0", |worker| worker.hardware.ram_gb.is_finite() && worker.hardware.ram_gb >= 1.0),
     ("models.contains(\"a\")", |worker| worker.models.contains("a")),
     ("pool == \"a\" || machine == \"b\"", |worker| worker.pool.as_str() == "a" || worker.machine.as_str() == "b"),
     // Not of the right type, never ending, no expression, not known: it fails, and what fails does not match.
