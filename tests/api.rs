@@ -371,6 +371,8 @@ async fn every_answer_is_what_the_document_says() {
         assert_eq!(api.problems(&job, &serde_json::from_str(line).unwrap()), Vec::<String>::new(), "{line}");
     }
     assert!(api.post("/queue/purge?state=completed&service=steps", json!({})).await.1["dropped"].as_u64() > Some(0));
+    let machines = api.wait("/machines", |machines| machines["machines"][0]["state"] == "healthy").await;
+    assert_eq!(machines["machines"][0]["presence"], "present");
     api.get("/status").await;
 
     // Consoles.

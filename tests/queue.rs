@@ -12,8 +12,8 @@ use machinist::base::{Name, Seconds, Timestamp};
 use machinist::host::BlobStore;
 use machinist::queue::{
     AccountStatus, Broker, BrokerError, Claim, ClaimRequest, Failure, FailureClass, HoldRequest, JobFilter, JobId,
-    JobSchedule, JobState, Limit, QueueConfig, Registration, Scope, Submission, Token, Usage, WebhookSender,
-    connect_redis, open_embedded,
+    JobSchedule, JobState, Limit, Presence, QueueConfig, Registration, Scope, Submission, Token, Usage, WebhookSender,
+    Word, connect_redis, open_embedded,
 };
 use machinist::spec::{Capabilities, LabelTest};
 use serde_json::{Value, json};
@@ -126,6 +126,7 @@ conformance! {
     a_trial_whose_worker_dies_is_followed_by_another
     a_rate_limit_costs_no_attempt_but_not_for_ever
     what_a_job_used_up_is_kept_with_it
+    machines_are_listed_while_they_speak_and_remembered_after
 }
 
 fn job(value: Value) -> Submission {
@@ -1696,12 +1697,59 @@ async fn tls_is_spoken_and_its_certificate_checked() {
     assert!(String::from_utf8_lossy(&refused.stderr).to_lowercase().contains("certificate"), "{refused:?}");
 }
 
+fn says(machine: &str, presence: Duration, state: &str) -> Word {
+    let summary = json!({ "state": state }).to_string();
+    Word { machine: Name::new(machine).unwrap(), presence, message: format!("{machine} {state}"), summary }
+}
+
+async fn machines_are_listed_while_they_speak_and_remembered_after(backend: Backend) {
+    let queue = backend.open();
+    assert_eq!(queue.broker.machines().await.unwrap(), []);
+    let (long, short) = (Duration::from_secs(600), Duration::from_millis(200));
+    for n in 0..250 {
+        queue.broker.announce(&says(&format!("m{n:03}"), long, "healthy")).await.unwrap();
+    }
+    queue.broker.announce(&says("m003", short, "with a \"word\" more")).await.unwrap();
+    queue.broker.announce(&says("m001", Duration::ZERO, "stopped")).await.unwrap();
+    wait_until_async(async || queue.broker.machines().await.unwrap()[3].presence == Presence::Lost).await;
+    let machines = queue.broker.machines().await.unwrap();
+    let ids: Vec<String> = machines.iter().map(|machine| machine.id.to_string()).collect();
+    assert_eq!(ids, (0..250).map(|n| format!("m{n:03}")).collect::<Vec<_>>(), "each once, page by page");
+    let of = |n: usize| (machines[n].presence, machines[n].summary["state"].as_str().unwrap());
+    assert_eq!(of(0), (Presence::Present, "healthy"));
+    assert_eq!(of(1), (Presence::Left, "stopped"));
+    assert_eq!(of(3), (Presence::Lost, "with a \"word\" more"));
+    assert_eq!(machines[3].until.since(machines[3].said), short);
+    // One that comes back is present again.
+    queue.broker.announce(&says("m001", long, "starting")).await.unwrap();
+    let again = queue.broker.machines().await.unwrap();
+    assert_eq!((again.len(), again[1].presence), (250, Presence::Present));
+    let Some(server) = &queue.server else { return };
+    // For others to see: a key that ends with the presence.
+    let ttl = |machine: &str| -> i64 {
+        server.command(&["PTTL", &format!("{{test}}:machine:{machine}")]).trim().parse().unwrap()
+    };
+    assert!((1..=600_000).contains(&ttl("m000")), "{}", ttl("m000"));
+    assert_eq!(ttl("m003"), -2, "it has ended");
+    assert_eq!(server.command(&["GET", "{test}:machine:m000"]), "m000 healthy\n");
+    // A day later nobody speaks of them; whoever says something next clears up.
+    let yesterday = (Timestamp::now().as_millis() - 86_400_000).to_string();
+    for n in 0..200 {
+        server.command(&["ZADD", "{test}:ms", &yesterday, &format!("m{n:03}")]);
+    }
+    for _ in 0..5 {
+        queue.broker.announce(&says("m000", long, "healthy")).await.unwrap();
+    }
+    assert_eq!(queue.broker.machines().await.unwrap().len(), 51);
+}
+
 /// A user that may touch this queue only, as docs/queue.md has it; and functions that vanish with a flush.
 #[tokio::test]
 async fn a_user_with_rights_on_one_queue_is_enough() {
     let server = RedisServer::start(&[]);
     let rights = "+@read +@write +fcall +function +info +scan +subscribe +unsubscribe +publish +hello +client +ping +select +time";
-    let mut words = vec!["ACL", "SETUSER", "me", "on", ">secret", "~{test}:*", "~{test}", "&{test}:*"];
+    let mut words =
+        vec!["ACL", "SETUSER", "me", "on", ">secret", "~{test}:*", "~{test}", "&{test}:*", "&machine:status:*"];
     words.extend(rights.split(' '));
     assert_eq!(server.command(&words), "OK\n");
     let url = server.url().replace("redis://", "redis://me:secret@");
@@ -1714,6 +1762,24 @@ async fn a_user_with_rights_on_one_queue_is_enough() {
     queue.server.as_ref().unwrap().command(&["FUNCTION", "FLUSH"]);
     queue.submit(json!({})).await;
     assert_eq!(queue.broker.stats().await.unwrap().pending, 1);
+    queue.broker.announce(&says("m", Duration::from_secs(60), "healthy")).await.unwrap();
+    // Without the channel nothing is heard, and it is listed all the same.
+    let server = queue.server.as_ref().unwrap();
+    server.command(&["ACL", "SETUSER", "me", "resetchannels", "&{test}:*"]);
+    wait_until_refused(&queue, "m2").await;
+    assert_eq!(queue.broker.machines().await.unwrap().len(), 2);
+}
+
+/// Changing a user's channels ends its connection first.
+async fn wait_until_refused(queue: &Queue, machine: &str) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        match queue.broker.announce(&says(machine, Duration::from_secs(60), "healthy")).await {
+            Err(cause) if cause.to_string().contains("channel") => return,
+            outcome => assert!(Instant::now() < deadline, "{outcome:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 /// Run as a child by the test below: works the queue until it is killed, writing down what it was promised.

@@ -7,6 +7,7 @@ mod events;
 mod extract;
 mod health;
 mod jobs;
+mod machines;
 mod metrics;
 mod openapi;
 mod plan;
@@ -19,6 +20,7 @@ mod status;
 
 pub use console::{Consoles, event_kinds};
 pub use health::{Check, Health, health_of};
+pub use machines::MachineSummary;
 pub use openapi::openapi;
 pub use plan::ReloadPlan;
 pub use server::{AdminDeps, serve};

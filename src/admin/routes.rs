@@ -7,7 +7,7 @@ use super::plan::ReloadPlan;
 use super::route::{JSON, LINES, Route, TEXT};
 use super::server;
 use super::status::MachineStatus;
-use super::{console, events, health, jobs, metrics, queue, services};
+use super::{console, events, health, jobs, machines, metrics, queue, services};
 use crate::queue::{Explanation, Job, JobFilter, JobSchedule, Limit};
 use crate::supervisor::ServiceStatus;
 
@@ -184,6 +184,10 @@ fn queue() -> Vec<Route> {
         Route::get("/queue", queue::stats)
             .about("Numbers of the queue: in all, by service, and by the pool that jobs ask for.")
             .json::<queue::QueueReport>(200, "The numbers.")
+            .asks_queue(),
+        Route::get("/machines", machines::list)
+            .about("The machines on the queue, and those that were there within a day, with their last word.")
+            .json::<machines::Machines>(200, "The machines by id.")
             .asks_queue(),
         Route::get("/queue/classes", queue::classes)
             .about("Kinds of requirement with their jobs, and what holds them back.")

@@ -11,7 +11,8 @@ use crate::{admin, machine, supervisor, worker};
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct ApiArgs {
-    /// Write docs/script-api.md, docs/metrics.md and scripts/definitions/ below DIR instead of printing the page.
+    /// Write docs/script-api.md, docs/metrics.md, docs/status.schema.json and scripts/definitions/ below DIR instead of printing
+    /// the page.
     #[arg(long)]
     write: bool,
     /// Tell whether the files below DIR are what would be written; exit code 1 when they are not.
@@ -24,6 +25,7 @@ pub(crate) struct ApiArgs {
 
 const PAGE: &str = "docs/script-api.md";
 const METRICS: &str = "docs/metrics.md";
+const STATUS: &str = "docs/status.schema.json";
 const DEFINITIONS: &str = "scripts/definitions";
 
 pub(super) fn execute(args: &ApiArgs) -> Result<ExitCode, CliError> {
@@ -55,7 +57,9 @@ fn page() -> String {
 /// What is written, by its path in the source tree.
 fn files() -> Vec<(PathBuf, String)> {
     let definitions = definitions().into_iter().map(|(name, text)| (Path::new(DEFINITIONS).join(name), text));
-    let pages = [(PathBuf::from(PAGE), page()), (PathBuf::from(METRICS), metrics_page())];
+    let status = serde_json::to_string_pretty(&schemars::schema_for!(machine::Announcement)).unwrap_or_default();
+    let pages = [(PAGE, page()), (METRICS, metrics_page()), (STATUS, format!("{status}\n"))];
+    let pages = pages.map(|(name, text)| (PathBuf::from(name), text));
     pages.into_iter().chain(definitions).collect()
 }
 

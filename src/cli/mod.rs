@@ -8,6 +8,7 @@ mod exit;
 mod file_server;
 mod jobs;
 mod machine;
+mod machines;
 mod new;
 mod openapi;
 mod output;
@@ -74,6 +75,8 @@ enum Command {
     Queue(queue::QueueCommand),
     /// The machine on one screen.
     Status,
+    /// All machines on the queue, and those that were there within a day.
+    Machines,
     /// List services, or start, stop, restart one.
     Services(services::ServicesArgs),
     /// What services write.
@@ -145,6 +148,7 @@ fn execute(cli: Cli) -> Result<ExitCode, CliError> {
             Command::Jobs(command) => jobs::execute(command, &global).await,
             Command::Queue(command) => queue::execute(command, &global).await,
             Command::Status => machine::status(&global).await,
+            Command::Machines => machines::execute(&global).await,
             Command::Services(args) => services::execute(args, &global).await,
             Command::Logs(args) => services::logs(args, &global).await,
             Command::Health => machine::health(&global).await,

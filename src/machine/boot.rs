@@ -9,10 +9,11 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::announcer::Announcer;
 use super::event::{Asker, Event, ReloadCause, StopCause};
 use super::event_hook::call_on_event;
 use super::events::LeftoversKilled;
-use super::generation::{BuildInputs, Generation, build};
+use super::generation::{BuildInputs, Generation, Refused, build};
 use super::gpus::{GpuChange, GpuTask, GpuWatch};
 use super::handle::{Limits, Machine};
 use super::perform::{Performer, record_success, watched};
@@ -98,7 +99,7 @@ pub async fn run(
     })
     .map_err(|cause| MachineError::System { what: "the supervisor", cause })?;
 
-    let publisher = Publisher::new(machine_identity(&settings, &identity, hardware), timeline.clone());
+    let mut publisher = Publisher::new(machine_identity(&settings, &identity, hardware), timeline.clone());
     let levels = Published::default();
     let (control, controls) = mpsc::channel(16);
     let shutdown = CancellationToken::new();
@@ -124,6 +125,9 @@ pub async fn run(
         consoles: Consoles::default(),
     };
     let server = tokio::spawn(serve(listener, admin));
+    let announcer =
+        Announcer::start(Arc::clone(&broker), publisher.status.subscribe(), found.status.clone(), levels.clone());
+    publisher.turns = Some(announcer.turns());
 
     let script_host = ScriptHost::new(ScriptHostConfig {
         machine_dir: settings.dir.clone(),
@@ -146,7 +150,13 @@ pub async fn run(
     timeline.begin("script");
     let generation = build(&inputs, 1).await;
     timeline.end("script", generation.as_ref().err().map(|refused| format!("{} problems", refused.problems.errors())));
-    let generation = Arc::new(generation.map_err(|refused| refused.problems)?);
+    let generation = match generation {
+        Ok(generation) => Arc::new(generation),
+        Err(Refused { problems, .. }) => {
+            announcer.finish(None, Some(format!("its files cannot be used: {}", first_line(&problems)))).await;
+            return Err(problems.into());
+        }
+    };
 
     timeline.begin("leftovers");
     let (machine_prefix, own_prefix) = (format!("{}/", identity.id), format!("{mark_prefix}/"));
@@ -224,11 +234,17 @@ pub async fn run(
     drop(gpu_monitor);
     tracker.close();
     // Whoever watches sees the last state; then the server ends.
-    let _ = tokio::time::timeout(Duration::from_secs(2), tracker.wait()).await;
+    let ended = tokio::time::timeout(Duration::from_secs(2), tracker.wait());
+    let _ = tokio::join!(ended, announcer.finish(Some(exit_code), None));
     shutdown.cancel();
     let _ = tokio::time::timeout(Duration::from_secs(3), server).await;
     drop(state_dir);
     Ok(exit_code)
+}
+
+/// What is wrong, in a word; the log has all of it.
+fn first_line(problems: &Problems) -> String {
+    problems.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
 /// The GPUs at the start, and what hears of them from then on.

@@ -1,7 +1,10 @@
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use metrics::gauge;
+use tokio::sync::mpsc;
 
+use super::announcer::{Turn, turns};
 use super::generation::Generation;
 use super::handle::Machine;
 use super::probation::Probation;
@@ -20,6 +23,8 @@ pub(super) struct Publisher {
     pub timeline: Timeline,
     pub status: Published<MachineStatus>,
     pub generation: GenerationStatus,
+    /// Who tells the queue of turns, once there is somebody.
+    pub turns: Option<mpsc::UnboundedSender<Turn>>,
     since: Timestamp,
 }
 
@@ -48,7 +53,7 @@ impl Publisher {
             gpus: GpusStatus::default(),
             host: HostStatus::default(),
         };
-        Self { identity, timeline, status: Published::new(status), generation, since: now }
+        Self { identity, timeline, status: Published::new(status), generation, turns: None, since: now }
     }
 
     pub fn committed(&mut self, generation: &Generation) {
@@ -79,10 +84,11 @@ impl Publisher {
         queue: Option<QueueStats>,
     ) {
         self.generation.probation = machine.probation().map(Probation::status);
-        if self.status.get().state != machine.state {
+        let before = self.status.get();
+        if before.state != machine.state {
             self.since = Timestamp::now();
         }
-        self.status.set_if_changed(MachineStatus {
+        let now = MachineStatus {
             machine: self.identity.clone(),
             state: machine.state,
             since: self.since,
@@ -96,6 +102,16 @@ impl Publisher {
             // Filled in for whoever reads, so that a look every few seconds is no news.
             gpus: GpusStatus::default(),
             host: HostStatus::default(),
-        });
+        };
+        // Before others see the state: who hears of it by itself hears of the turn first.
+        if let Some(teller) = &self.turns {
+            let kinds = turns(&before, &now);
+            let turned = (!kinds.is_empty()).then(|| Arc::new(now.clone()));
+            for (kind, status) in kinds.into_iter().zip(turned.iter().cycle()) {
+                // It outlives the loop.
+                let _ = teller.send(Turn::To(kind, Arc::clone(status)));
+            }
+        }
+        self.status.set_if_changed(now);
     }
 }

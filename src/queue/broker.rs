@@ -9,8 +9,8 @@ use serde_json::Value;
 use tokio::sync::{broadcast, watch};
 
 use super::{
-    AccountStatus, Backlog, ClassStatus, Explanation, Failure, Job, JobEvent, JobId, JobSchedule, JobState, Limit,
-    Progress, QueueStats, Scope, Submission, Token, Usage, WebhookSender, WorkerExplanation,
+    AccountStatus, Backlog, ClassStatus, Explanation, Failure, Job, JobEvent, JobId, JobSchedule, JobState,
+    KnownMachine, Limit, Progress, QueueStats, Scope, Submission, Token, Usage, WebhookSender, Word, WorkerExplanation,
 };
 use crate::base::{Name, Timestamp};
 use crate::host::{BlobError, BlobStore};
@@ -279,6 +279,12 @@ pub trait Broker: Send + Sync + 'static {
 
     /// Those whose lease holds, as they were some seconds ago at most.
     async fn workers(&self) -> Result<BTreeMap<String, Capabilities>, BrokerError>;
+
+    /// A machine says how it is: to whoever listens on `machine:status:<id>`, and for [`Self::machines`].
+    async fn announce(&self, word: &Word) -> Result<(), BrokerError>;
+
+    /// The machines that are present, and those that were within a day, by id.
+    async fn machines(&self) -> Result<Vec<KnownMachine>, BrokerError>;
 
     /// The default [`Limit`] lifts what there was.
     async fn set_limit(&self, scope: &Scope, limit: Limit) -> Result<(), BrokerError>;

@@ -19,6 +19,7 @@ mod expression;
 mod lifecycle;
 mod matching;
 mod model;
+mod presence;
 mod redis;
 mod store;
 mod validate;
@@ -40,6 +41,7 @@ pub use model::{
     Priority, Progress, QueueStats, RetryPolicy, Scope, Submission, Token, Usage, WorkerExplanation, WorkerMatch,
     Workflow,
 };
+pub use presence::{KnownMachine, Presence, Word};
 pub use webhook::WebhookSender;
 
 /// Opens or creates the queue in the file `path`. Must be called in a Tokio runtime.

@@ -9,6 +9,7 @@ mod codec;
 mod due;
 mod keeper;
 mod large;
+mod presence;
 mod roster;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -32,8 +33,8 @@ use super::store::{Message, Reply, Store};
 use super::validate::refuse;
 use super::{
     AccountStatus, Backlog, Broker, BrokerError, Claim, ClaimRequest, ClassStatus, Explanation, Failure, FailureClass,
-    HeartbeatReply, HoldRequest, Job, JobEvent, JobFilter, JobId, JobSchedule, JobState, Limit, Progress, QueueConfig,
-    QueueStats, Registration, Round, Scope, Submission, Submitted, Token, Usage, WorkerExplanation,
+    HeartbeatReply, HoldRequest, Job, JobEvent, JobFilter, JobId, JobSchedule, JobState, KnownMachine, Limit, Progress,
+    QueueConfig, QueueStats, Registration, Round, Scope, Submission, Submitted, Token, Usage, Word, WorkerExplanation,
 };
 use crate::base::{Name, Timestamp};
 use crate::spec::Capabilities;
@@ -948,6 +949,14 @@ impl Broker for Client {
     async fn workers(&self) -> Result<BTreeMap<String, Capabilities>> {
         self.fresh_workers().await?;
         Ok(self.roster().workers.clone())
+    }
+
+    async fn announce(&self, word: &Word) -> Result<()> {
+        self.say(word).await
+    }
+
+    async fn machines(&self) -> Result<Vec<KnownMachine>> {
+        self.known_machines().await
     }
 
     async fn set_limit(&self, scope: &Scope, limit: Limit) -> Result<()> {

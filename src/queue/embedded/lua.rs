@@ -157,7 +157,10 @@ fn run(lua: &Lua, data: &mut Data, name: &str, words: Arguments) -> mlua::Result
             if words.get(2).is_some_and(|word| &**word == "NX") && data.exists(word(0)?) {
                 return Ok(Value::Boolean(false));
             }
-            data.set_text(word(0)?, Text::clone(word(1)?));
+            // What ends by itself is for others to see, who cannot look in here.
+            if words.get(2).is_none_or(|word| &**word != "PX") {
+                data.set_text(word(0)?, Text::clone(word(1)?));
+            }
             let ok = lua.create_table()?;
             ok.set("ok", "OK")?;
             Ok(Value::Table(ok))

@@ -32,8 +32,9 @@ const BACKOFF: Backoff =
     Backoff { initial: Seconds::from_millis(50), max: Seconds::from_millis(500), factor: 2.0, jitter: 0.5 };
 const PAGE: usize = 1_000;
 
-/// Functions that end or shorten what there is: allowed when memory is short.
-const SHRINKING: [&str; 13] = [
+/// Functions that end or shorten what there is, or hold what is held: allowed when memory is short.
+const SHRINKING: [&str; 14] = [
+    "announce",
     "cancel",
     "collected",
     "complete",

@@ -34,6 +34,8 @@
 --   bl jobs that have something in the blob store; bg those of them that are gone: "id time"
 --   dp:<id> who waits for it; ds jobs that have one; sl finished jobs whose dependents have to be told; o outbox of webhooks
 --   sc schedules by next time; sj their definitions; inbox submissions by plain clients; wm:<model> who has it loaded
+--   machine:<id> what a machine said last of itself, gone with its presence; ms machines by the end of that, past or to come;
+--     mw machine -> "said until summary", its last word, for a day
 
 local LEVEL = 8796093022208 -- 2^43: places within one priority
 local MAX_EVENTS = 1000
@@ -47,6 +49,7 @@ local GRACE = 15000 -- the holder stops an attempt at its time; the reaper does 
 local SLACK = 50 -- a loaded model may overtake by so many places
 local UNPARK = 16 -- so many classes are put back at once, the next so many ms later
 local UNPARK_PAUSE = 10
+local REMEMBERED = 86400000 -- ms for which a machine that is gone is listed
 
 local P -- the queue's prefix
 local call, find, match, sub, format
@@ -1654,6 +1657,27 @@ function F.schedule(a)
   return 1
 end
 
+-- machine, for how many ms it counts as present without another word (0: it takes leave), message, summary
+function F.announce(a)
+  local now = now_ms()
+  local id, til = a[1], now + tonumber(a[2])
+  local gone = call('ZRANGEBYSCORE', P .. 'ms', '-inf', num(now - REMEMBERED), 'LIMIT', 0, BATCH)
+  if #gone > 0 then
+    call('ZREM', P .. 'ms', unpack(gone))
+    call('HDEL', P .. 'mw', unpack(gone))
+  end
+  call('ZADD', P .. 'ms', num(til), id)
+  call('HSET', P .. 'mw', id, num(now) .. ' ' .. num(til) .. ' ' .. a[4])
+  if til > now then
+    call('SET', P .. 'machine:' .. id, a[3], 'PX', a[2])
+  else
+    call('DEL', P .. 'machine:' .. id)
+  end
+  -- Last: a machine whose user may not publish there is listed all the same.
+  call('PUBLISH', 'machine:status:' .. id, a[3])
+  return 1
+end
+
 -- Reading ----------------------------------------------------------------------------------------------------------
 
 -- When, and under which claim, a job was completed, and its result.
@@ -1727,6 +1751,12 @@ end
 function reads.scan(a)
   local page = call('HSCAN', P .. a[1], a[2] == '' and '0' or a[2], 'COUNT', a[3])
   return { page[1] == '0' and '' or page[1], page[2] }
+end
+
+-- where to go on, "" at first; count: the time, where the next page begins, machines and their last words
+function reads.machines(a)
+  local page = reads.scan({ 'mw', a[1], a[2] })
+  return { num(now_ms()), page[1], page[2] }
 end
 
 -- classes...: the score of the first waiting job of each, "" where none waits

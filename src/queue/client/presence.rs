@@ -1,0 +1,49 @@
+use std::collections::BTreeMap;
+
+use super::{Client, Result, codec};
+use crate::base::{Name, Timestamp};
+use crate::queue::store::Reply;
+use crate::queue::{BrokerError, KnownMachine, Presence, Word};
+
+/// Summaries that one call reads: some hundred bytes each.
+const PAGE: usize = 100;
+
+impl Client {
+    pub(super) async fn say(&self, word: &Word) -> Result<()> {
+        let Word { machine, presence, message, summary } = word;
+        let arguments = vec![machine.to_string(), presence.as_millis().to_string(), message.clone(), summary.clone()];
+        self.store.call("announce", arguments).await.map(drop)
+    }
+
+    pub(super) async fn known_machines(&self) -> Result<Vec<KnownMachine>> {
+        // A page may show again what another had.
+        let mut found: BTreeMap<String, KnownMachine> = BTreeMap::new();
+        let mut from = String::new();
+        loop {
+            let mut parts = self.store.call("machines", vec![from, PAGE.to_string()]).await?.list()?.into_iter();
+            let mut part = || parts.next().unwrap_or(Reply::Nil);
+            let now = codec::time(&part().text()?)?;
+            from = part().text()?;
+            for (id, entry) in part().pairs()? {
+                let machine = known(&id, &entry, now)?;
+                found.insert(id, machine);
+            }
+            if from.is_empty() {
+                return Ok(found.into_values().collect());
+            }
+        }
+    }
+}
+
+fn known(id: &str, entry: &str, now: Timestamp) -> Result<KnownMachine> {
+    let id = Name::new(id).map_err(|cause| BrokerError::damaged(&cause))?;
+    let mut parts = entry.splitn(3, ' ');
+    let mut part = || parts.next().unwrap_or_default();
+    let (said, until) = (codec::time(part())?, codec::time(part())?);
+    let presence = match () {
+        () if until > now => Presence::Present,
+        () if until == said => Presence::Left,
+        () => Presence::Lost,
+    };
+    Ok(KnownMachine { id, presence, said, until, summary: codec::json(part())? })
+}
