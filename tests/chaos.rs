@@ -17,7 +17,7 @@ use machinist::queue::{
     Failure, FailureClass, Job, JobId, JobState, QueueConfig, Registration, Submission, connect_redis,
 };
 use machinist::spec::{Capabilities, Hardware};
-use machinist::telemetry::EventLog;
+use machinist::telemetry::{EventLog, Traces};
 use machinist::worker::{Connector, JobContext, Worker, WorkerConfig};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -99,6 +99,7 @@ async fn child_that_works() {
             lease: LEASE,
             ready: watch::channel(Ok(())).1,
             events: EventLog::new(100),
+            traces: Traces::default(),
         };
         workers.push(Worker::start(config, &tracker));
     }

@@ -13,7 +13,7 @@ use machinist::queue::{
     Broker, ClaimRequest, Failure, Job, JobFilter, QueueConfig, Registration, Submission, connect_redis, open_embedded,
 };
 use machinist::spec::{Capabilities, Hardware};
-use machinist::telemetry::EventLog;
+use machinist::telemetry::{EventLog, Traces};
 use machinist::worker::{Connector, JobContext, Worker, WorkerConfig};
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -155,6 +155,7 @@ async fn work(slots: u32) {
         lease: if variable("BENCH_TUNED", 0) == 1 { Duration::from_secs(2) } else { QueueConfig::default().lease },
         ready: watch::channel(Ok(())).1,
         events: EventLog::new(1_000),
+        traces: Traces::default(),
     };
     let tracker = TaskTracker::new();
     let _worker = Worker::start(config, &tracker);

@@ -48,6 +48,10 @@ impl ApiError {
         Self { status, what: What { code, message: message.into(), help: None, problems: None } }
     }
 
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+
     pub fn bad_request(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "bad_request", message)
     }

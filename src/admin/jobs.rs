@@ -19,6 +19,7 @@ use super::extract::{Body, Path, Query, object};
 use super::server::AdminDeps;
 use super::services::{last_event_id, wants_stream};
 use crate::queue::{DependencyPolicy, Explanation, Job, JobEvent, JobFilter, JobId, JobState, Submission, Submitted};
+use crate::telemetry::{Span, SpanKind, Trace, Traces};
 
 /// How often a silent WebSocket is tried, so that a client that has vanished is noticed.
 const ALIVE: Duration = Duration::from_secs(15);
@@ -79,9 +80,43 @@ pub(super) async fn submit(
     headers: HeaderMap,
     Body(body): Body,
 ) -> Result<(StatusCode, Json<JobsSubmitted>), ApiError> {
+    let (span, jobs) = begin(&deps.traces, "/jobs", &headers, read(&headers, &body)?);
+    let jobs = end(span, submit_all(&deps, jobs).await)?;
+    Ok((StatusCode::CREATED, Json(JobsSubmitted { jobs })))
+}
+
+fn read(headers: &HeaderMap, body: &[u8]) -> Result<Vec<Submission>, ApiError> {
     let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
-    let mut submissions =
-        if content_type.starts_with("application/x-ndjson") { read_lines(&body)? } else { read_json(&body)? };
+    if content_type.starts_with("application/x-ndjson") { read_lines(body) } else { read_json(body) }
+}
+
+/// The span of a submission, below that of whoever asks: the header's, else the first job's. Jobs that belong there belong to
+/// the span then.
+fn begin(traces: &Traces, route: &'static str, headers: &HeaderMap, jobs: Vec<Submission>) -> (Span, Vec<Submission>) {
+    let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    let mut asking = Trace::read(header("traceparent"), header("tracestate"));
+    if asking.is_none() {
+        asking = jobs.first().map(Submission::trace).unwrap_or_default();
+    }
+    let mut span = traces.begin(format!("POST {route}"), SpanKind::Server, &asking);
+    span.set("http.request.method", "POST");
+    span.set("http.route", route);
+    span.set("machinist.jobs", i64::try_from(jobs.len()).unwrap_or(i64::MAX));
+    let stays = |job: &Submission| span.trace().is_none() || (job.trace.is_some() && job.trace() != asking);
+    let jobs = jobs.into_iter().map(|job| if stays(&job) { job } else { job.in_trace(span.trace()) }).collect();
+    (span, jobs)
+}
+
+fn end<T>(mut span: Span, outcome: Result<T, ApiError>) -> Result<T, ApiError> {
+    let status = outcome.as_ref().map_or_else(ApiError::status, |_| StatusCode::CREATED);
+    span.set("http.response.status_code", i64::from(status.as_u16()));
+    if status.is_server_error() {
+        span.failed(status.as_str());
+    }
+    outcome
+}
+
+async fn submit_all(deps: &AdminDeps, mut submissions: Vec<Submission>) -> Result<Vec<Submitted>, ApiError> {
     let mut jobs = Vec::with_capacity(submissions.len());
     // Validated as one: the first refusal refuses all of a batch, and what went before it is named in the answer.
     while !submissions.is_empty() {
@@ -96,7 +131,7 @@ pub(super) async fn submit(
             }
         }
     }
-    Ok((StatusCode::CREATED, Json(JobsSubmitted { jobs })))
+    Ok(jobs)
 }
 
 fn read_json(body: &[u8]) -> Result<Vec<Submission>, ApiError> {
@@ -157,6 +192,7 @@ pub(super) struct Batch {
 /// Jobs that belong together, and one that runs when they have ended.
 pub(super) async fn submit_batch(
     State(deps): State<AdminDeps>,
+    headers: HeaderMap,
     Body(body): Body,
 ) -> Result<(StatusCode, Json<BatchSubmitted>), ApiError> {
     let batch: Batch = object(&body).map_err(|cause| {
@@ -173,7 +209,8 @@ pub(super) async fn submit_batch(
         on_dependency_failure: DependencyPolicy::Run,
         ..callback
     }));
-    let mut submitted = deps.broker.submit(jobs).await?;
+    let (span, jobs) = begin(&deps.traces, "/batches", &headers, jobs);
+    let mut submitted = end(span, deps.broker.submit(jobs).await.map_err(ApiError::from))?;
     let callback = if with_callback { submitted.pop() } else { None };
     Ok((StatusCode::CREATED, Json(BatchSubmitted { jobs: submitted, callback })))
 }

@@ -109,6 +109,7 @@ fn jobs() -> Vec<Route> {
             .asks_queue(),
         Route::post("/jobs", jobs::submit)
             .about("Queues jobs; each 200 of a call whole or not at all.")
+            .header("traceparent", "The trace of whoever asks (W3C); with `tracestate`. The jobs belong to it.")
             .body::<jobs::OneOrMany>(JSON, job())
             .body::<String>(LINES, format!("{}\n{}\n", job(), job()).into())
             .json::<jobs::JobsSubmitted>(201, "What became of each, in the order given.")
@@ -116,6 +117,7 @@ fn jobs() -> Vec<Route> {
             .asks_queue(),
         Route::post("/batches", jobs::submit_batch)
             .about("Queues jobs that belong together, and one that is claimable when all of them have ended.")
+            .header("traceparent", "The trace of whoever asks (W3C); with `tracestate`. The jobs belong to it.")
             .body::<jobs::Batch>(JSON, json!({ "jobs": [job(), job()], "callback": job() }))
             .json::<jobs::BatchSubmitted>(201, "What became of each.")
             .fails(&[409, 422])

@@ -25,7 +25,7 @@ use crate::host::{GpusStatus, Level};
 use crate::queue::Broker;
 use crate::settings::Secret;
 use crate::supervisor::SupervisorHandle;
-use crate::telemetry::{EventLog, Published};
+use crate::telemetry::{EventLog, Published, Traces};
 
 /// What the HTTP API reads and talks to.
 #[derive(Clone)]
@@ -50,6 +50,7 @@ pub struct AdminDeps {
     /// Sockets of web clients, which the server does not wait for by itself.
     pub sockets: TaskTracker,
     pub consoles: Consoles,
+    pub traces: Traces,
 }
 
 /// A bulk submission of a hundred thousand jobs.

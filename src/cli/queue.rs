@@ -296,7 +296,7 @@ fn dead(answer: &Value) {
 
 /// Jobs that were not over become submissions with the same id.
 async fn import(client: &Client, file: &std::path::Path, global: &Global) -> Result<ExitCode, CliError> {
-    const FIELDS: [&str; 17] = [
+    const FIELDS: [&str; 18] = [
         "id",
         "service",
         "payload",
@@ -314,6 +314,7 @@ async fn import(client: &Client, file: &std::path::Path, global: &Global) -> Res
         "timeout",
         "retry",
         "trace",
+        "tracestate",
     ];
     let text = super::jobs::read_all(file)?;
     let (mut queued, mut known, mut over) = (0u64, 0u64, 0u64);

@@ -34,7 +34,7 @@ use crate::script::{MachineContext, ScriptHost, ScriptHostConfig};
 use crate::settings::{GpuSettings, Overrides, QueueBackend, Settings};
 use crate::spec::{Hardware, LogFileFormat};
 use crate::supervisor::{StartMode, Supervisor, SupervisorConfig, SupervisorHandle};
-use crate::telemetry::{EventLog, LogFormat, LogLevel, Published, metrics};
+use crate::telemetry::{EventLog, LogFormat, LogLevel, Published, Traces, metrics};
 
 /// Events kept for readers that come late.
 const EVENTS_KEPT: usize = 10_000;
@@ -42,6 +42,9 @@ const EVENTS_KEPT: usize = 10_000;
 const GPU_PATIENCE: Duration = Duration::from_secs(15);
 /// What leftovers of an earlier life get to end by themselves.
 const LEFTOVER_GRACE: Duration = Duration::from_secs(3);
+
+/// How long the end of the engine may wait for the last traces to be exported.
+const LAST_TRACES: Duration = Duration::from_secs(1);
 
 /// Why a machine could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -82,6 +85,7 @@ pub async fn run(
     timeline.end("hardware", None);
     let hardware = hardware(resources, &gpus);
 
+    let traces = start_traces(&settings, &identity);
     let broker = timeline.step("queue", || open_queue(&settings))?;
     let supervisor = Supervisor::start(SupervisorConfig {
         machine: identity.id.clone(),
@@ -123,6 +127,7 @@ pub async fn run(
         shutdown: shutdown.clone(),
         sockets: TaskTracker::new(),
         consoles: Consoles::default(),
+        traces: traces.clone(),
     };
     let server = tokio::spawn(serve(listener, admin));
     let announcer =
@@ -177,8 +182,9 @@ pub async fn run(
     let (sender, receiver) = mpsc::unbounded_channel();
     let tracker = TaskTracker::new();
     let lease = settings.queue.lease.get();
-    let workers =
+    let mut workers =
         Workers::new(identity, hardware, Arc::clone(&broker), events.clone(), tracker.clone(), lease, gpus.clone());
+    workers.traces = traces.clone();
     let stop = CancellationToken::new();
     let (debounce, poll) = (settings.reload.debounce.get(), settings.reload.poll.get());
     let watcher = FileWatcher::start(watched(&generation.seen), debounce, poll, stop.clone());
@@ -235,7 +241,7 @@ pub async fn run(
     tracker.close();
     // Whoever watches sees the last state; then the server ends.
     let ended = tokio::time::timeout(Duration::from_secs(2), tracker.wait());
-    let _ = tokio::join!(ended, announcer.finish(Some(exit_code), None));
+    let _ = tokio::join!(ended, announcer.finish(Some(exit_code), None), traces.finish(LAST_TRACES));
     shutdown.cancel();
     let _ = tokio::time::timeout(Duration::from_secs(3), server).await;
     drop(state_dir);
@@ -428,6 +434,21 @@ async fn keep_queue(
             () = broker.reap_wanted(pause) => {}
         }
     }
+}
+
+/// A machine works without them.
+fn start_traces(settings: &Settings, identity: &Identity) -> Traces {
+    let about = vec![
+        ("service.name", "machinist".to_owned()),
+        ("service.version", env!("CARGO_PKG_VERSION").to_owned()),
+        ("service.instance.id", identity.id.to_string()),
+        ("machinist.machine.type", settings.machine.machine_type.to_string()),
+        ("machinist.machine.pool", settings.machine.pool.to_string()),
+    ];
+    Traces::start(settings.telemetry.otlp_endpoint.as_deref(), about).unwrap_or_else(|why| {
+        tracing::error!("traces cannot be exported: {why}");
+        Traces::default()
+    })
 }
 
 fn open_queue(settings: &Settings) -> Result<Arc<dyn Broker>, BrokerError> {

@@ -13,7 +13,7 @@ use crate::queue::{Broker, Registration};
 use crate::script::ConnectorContext;
 use crate::spec::{Capabilities, GpuRef, Hardware, Kind, MachineSpec, WorkerSpec};
 use crate::supervisor::{ServiceState, ServicesStatus};
-use crate::telemetry::EventLog;
+use crate::telemetry::{EventLog, Traces};
 use crate::worker::{Connector, Readiness, Worker, WorkerConfig, WorkerHandle, WorkerStatus};
 
 /// A job that runs when its worker is replaced may finish; this only bounds the wait.
@@ -25,6 +25,7 @@ pub(super) struct Workers {
     pub hardware: Hardware,
     pub broker: Arc<dyn Broker>,
     pub events: EventLog,
+    pub traces: Traces,
     pub tracker: TaskTracker,
     pub lease: Duration,
     pub incarnation: String,
@@ -64,6 +65,7 @@ impl Workers {
             hardware,
             broker,
             events,
+            traces: Traces::default(),
             tracker,
             lease,
             incarnation,
@@ -149,6 +151,7 @@ impl Workers {
             lease: self.lease,
             ready: gated,
             events: self.events.clone(),
+            traces: self.traces.clone(),
         };
         let handle = Worker::start(config, &self.tracker);
         self.tracker.spawn(pass_on_readiness(receiver, gate, after, handle.clone()));

@@ -9,6 +9,7 @@ use serde_json::Value;
 use crate::base::{Backoff, Name, Seconds, Timestamp, is_default};
 use crate::host::BlobRef;
 use crate::spec::{Capabilities, Requirement};
+use crate::telemetry::Trace;
 
 /// A job's id: 1 to 128 characters of ASCII letters, digits, `.`, `_`, `:` and `-`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -170,9 +171,13 @@ pub struct Submission {
     pub timeout: Seconds,
     #[serde(default, skip_serializing_if = "is_default")]
     pub retry: RetryPolicy,
-    /// W3C `traceparent`, carried along.
+    /// W3C `traceparent` of who submitted it: its spans lie below that, and what it asks others carries it on. What is none
+    /// is kept and means nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace: Option<String>,
+    /// W3C `tracestate` to it, at most 512 bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tracestate: Option<String>,
 }
 
 fn default_timeout() -> Seconds {
@@ -234,7 +239,21 @@ impl Submission {
             timeout: default_timeout(),
             retry: RetryPolicy::default(),
             trace: None,
+            tracestate: None,
         }
+    }
+}
+
+impl Submission {
+    /// The trace that it was submitted in.
+    pub fn trace(&self) -> Trace {
+        Trace::read(self.trace.as_deref(), self.tracestate.as_deref())
+    }
+
+    /// The same in another trace, or in none.
+    #[must_use]
+    pub fn in_trace(self, trace: &Trace) -> Self {
+        Self { trace: trace.parent(), tracestate: trace.state(), ..self }
     }
 }
 

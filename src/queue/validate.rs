@@ -7,6 +7,7 @@ use crate::spec::LabelTest;
 
 const MAX_DEPTH: usize = 64;
 const MAX_TEXT: usize = 256;
+const MAX_TRACE_STATE: usize = 512;
 const MAX_CLAUSES: usize = 100;
 const MAX_DEPENDENCIES: usize = 10_000;
 const MAX_EXPRESSION: usize = 1_000;
@@ -85,6 +86,9 @@ pub(super) fn refuse(submission: &Submission, most: usize) -> Option<String> {
         let start: String = long.chars().take(40).collect();
         return Some(format!("{start:?}... has {} bytes, names in a job have 1 to {MAX_TEXT}", long.len()));
     }
+    if submission.tracestate.as_ref().is_some_and(|state| state.len() > MAX_TRACE_STATE) {
+        return Some(format!("tracestate is longer than {MAX_TRACE_STATE} bytes"));
+    }
     let hardware = &requirement.hardware;
     if [hardware.gpu_memory_gb, hardware.ram_gb, hardware.cpu_cores].iter().any(|n| !n.is_finite() || *n < 0.0) {
         return Some("hardware minimums are numbers of at least 0".to_owned());
@@ -144,6 +148,7 @@ mod tests {
             (json!({ "service": "s", "retry": { "max_attempts": 0 } }), "max_attempts"),
             (json!({ "service": "s", "timeout": 0 }), "timeout"),
             (json!({ "service": "s", "customer": "c".repeat(300) }), "has 300 bytes"),
+            (json!({ "service": "s", "tracestate": "a=b,".repeat(200) }), "tracestate is longer"),
             (json!({ "service": "s", "requirement": { "hardware": { "ram_gb": -1.0 } } }), "hardware"),
         ] {
             let refusal = refuse(&read(job), most).unwrap();

@@ -38,6 +38,9 @@ impl WebhookSender {
             .header("content-type", "application/json")
             .header("webhook-id", &id)
             .header("webhook-timestamp", seconds);
+        for (name, value) in job.submission.trace().headers() {
+            request = request.header(name, value);
+        }
         if let Some(secret) = &self.secret {
             request = request.header("webhook-signature", signature(secret, &id, seconds, &body));
         }

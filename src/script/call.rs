@@ -20,6 +20,7 @@ use super::testing;
 use crate::base::Timestamp;
 use crate::host::held_by_thread;
 use crate::host::http::{ClientOptions, HttpError};
+use crate::telemetry::TraceScope;
 use crate::worker::JobSink;
 
 /// The value of `ErrorTerminated` tells why a call was ended.
@@ -42,6 +43,8 @@ pub(super) struct Call {
     /// Where relative paths begin and what may be written.
     pub work_dir: Option<PathBuf>,
     pub steps: Option<Arc<dyn StepObserver>>,
+    /// What it asks of others belongs to that.
+    pub trace: TraceScope,
     /// A pure hook's: it computes and does nothing else.
     pub pure: bool,
     /// Bytes that its values may take.
@@ -88,6 +91,7 @@ impl Call {
             sink: None,
             work_dir: None,
             steps: None,
+            trace: TraceScope::default(),
             pure: false,
             memory: MAX_MEMORY,
             lines: Arc::default(),

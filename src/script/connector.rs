@@ -17,6 +17,7 @@ use super::data::{Secrets, to_json};
 use super::program::Program;
 use crate::base::{Name, Problems};
 use crate::queue::{Failure, FailureClass, Job};
+use crate::telemetry::TraceScope;
 use crate::worker::{Connector, JobContext};
 
 const CHECK_LIMIT: Duration = Duration::from_secs(10);
@@ -93,11 +94,12 @@ impl Bound {
     }
 
     /// Tells the backend to stop; what it answers changes nothing any more.
-    async fn tell_cancelled(&self, job: JobHandle) {
+    async fn tell_cancelled(&self, job: JobHandle, trace: TraceScope) {
         if !self.program.has("cancel", 2) {
             return;
         }
-        let call = self.call(CancellationToken::new(), Instant::now() + CANCEL_LIMIT);
+        let mut call = self.call(CancellationToken::new(), Instant::now() + CANCEL_LIMIT);
+        call.trace = trace;
         let context = self.context();
         let arguments = move || Ok((Dynamic::from(job), rhai::serde::to_dynamic(&context)?));
         if let Err(error) = self.program.invoke("cancel", Some(CANCEL_LIMIT), call, arguments, |_| ()).await {
@@ -128,6 +130,7 @@ impl Connector for Bound {
         let hook = if job.saved.is_some() && self.program.has("resume", 2) { "resume" } else { "run" };
         let mut call = self.call(context.cancel.clone(), context.deadline);
         call.sink = Some(Arc::clone(&context.sink));
+        call.trace = context.trace.clone();
         let work_dir = self.context.work_dir.join(format!("{}-{}", job.id.as_str().replace(':', "_"), job.claims));
         call.work_dir = Some(work_dir.clone());
         let handle =
@@ -146,7 +149,7 @@ impl Connector for Bound {
             }),
             Err(error) => {
                 if context.cancel.is_cancelled() || Instant::now() >= context.deadline {
-                    self.tell_cancelled(handle).await;
+                    self.tell_cancelled(handle, context.trace).await;
                 }
                 tracing::debug!(connector = %self.context.connector, job = %job.id, "{}", error.problem);
                 Err(error.failure)

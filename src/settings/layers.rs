@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::document::{read_toml, read_yaml};
 use super::model::{
     BlobSettings, ConnectorSettings, GpuSettings, HttpSettings, LogSettings, MachineSettings, QueueBackend,
-    QueueSettings, ReloadSettings, ResourceSettings, Settings, ShutdownSettings,
+    QueueSettings, ReloadSettings, ResourceSettings, Settings, ShutdownSettings, TelemetrySettings,
 };
 use super::origin::{Leaf, Origin, Tree};
 use super::{RedisAddress, Secret};
@@ -31,11 +31,12 @@ const OTHER_VARIABLES: &[&str] = &[
     "MACHINIST_EXEC",
 ];
 /// Short names that people know, and the settings they stand for.
-const SHORT_VARIABLES: [(&str, &str); 6] = [
+const SHORT_VARIABLES: [(&str, &str); 7] = [
     ("REDIS_URL", "queue.url"),
     ("MACHINE_ID", "machine.id"),
     ("WORKERS", "machine.workers"),
     ("MACHINIST_TOKEN", "http.token"),
+    ("OTEL_EXPORTER_OTLP_ENDPOINT", "telemetry.otlp_endpoint"),
     ("MACHINIST_STATE_DIR", "state_dir"),
     ("MACHINIST_SCRIPTS_DIR", "scripts_dir"),
 ];
@@ -387,6 +388,15 @@ fn read_settings(dir: &Path, value: &Value, reader: &mut Reader<'_>) -> Option<S
         let services = reader.get(fields, "log", "services");
         Some(LogSettings { format: format?, level: level?, services: services? })
     });
+    let telemetry = reader.section(&mut root, "telemetry", |reader, fields| {
+        let otlp_endpoint = text(fields, reader, "telemetry", "otlp_endpoint");
+        if let Some(why) = otlp_endpoint.as_deref().and_then(no_receiver) {
+            fields.report(FieldProblem::new("[telemetry]", format!("\"otlp_endpoint\" {why}")).token("otlp_endpoint").help(
+                "write http://HOST:4318; what has to be sent with it goes into the variable OTEL_EXPORTER_OTLP_HEADERS",
+            ));
+        }
+        Some(TelemetrySettings { otlp_endpoint })
+    });
     let vars = reader.get(&mut root, "", "vars");
     let connectors = read_connectors(&mut root, reader);
     reader.take("", root.finish());
@@ -403,6 +413,7 @@ fn read_settings(dir: &Path, value: &Value, reader: &mut Reader<'_>) -> Option<S
         resources: resources?,
         gpu: gpu?,
         log: log?,
+        telemetry: telemetry?,
         vars: vars?,
         connectors,
     })
@@ -427,6 +438,17 @@ fn read_queue_url(url: &str, state_dir: &Path, fields: &mut Fields<'_>) -> Optio
                 None
             }
         },
+    }
+}
+
+/// Why traces cannot be sent there.
+fn no_receiver(address: &str) -> Option<&'static str> {
+    let Ok(url) = address.parse::<reqwest::Url>() else { return Some("is no address") };
+    match () {
+        () if !matches!(url.scheme(), "http" | "https") || !url.has_host() => Some("is no http or https address"),
+        () if !url.username().is_empty() || url.password().is_some() => Some("has credentials, which would be shown"),
+        () if url.query().is_some() => Some("has a query, which may have credentials and would be shown"),
+        () => None,
     }
 }
 

@@ -14,7 +14,7 @@ type Same = fn(&Settings, &Settings) -> bool;
 
 /// Every setting, and whether a running machine takes it over.
 #[rustfmt::skip]
-const SETTINGS: [(&str, bool, Same); 38] = [
+const SETTINGS: [(&str, bool, Same); 39] = [
     ("state_dir", false, |old, new| old.state_dir == new.state_dir),
     ("scripts_dir", false, |old, new| old.scripts_dir == new.scripts_dir),
     ("machine.id", false, |old, new| old.machine.id == new.machine.id),
@@ -51,6 +51,7 @@ const SETTINGS: [(&str, bool, Same); 38] = [
     ("log.format", false, |old, new| old.log.format == new.log.format),
     ("log.level", true, |old, new| old.log.level == new.log.level),
     ("log.services", false, |old, new| old.log.services == new.log.services),
+    ("telemetry.otlp_endpoint", false, |old, new| old.telemetry == new.telemetry),
     ("vars", true, |old, new| old.vars == new.vars),
     ("connectors", true, |old, new| old.connectors == new.connectors),
 ];
@@ -98,6 +99,7 @@ mod tests {
             "connectors" => "{ command = { vars = { a = 1 } } }",
             "queue.url" => "\"redis://localhost\"",
             "http.listen" => "\"127.0.0.1:1\"",
+            "telemetry.otlp_endpoint" => "\"http://collector:4318\"",
             "log.format" => "\"json\"",
             "log.services" => "false",
             "gpu.dcgm_names" => "true",

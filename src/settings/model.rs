@@ -25,6 +25,7 @@ pub struct Settings {
     pub resources: ResourceSettings,
     pub gpu: GpuSettings,
     pub log: LogSettings,
+    pub telemetry: TelemetrySettings,
     pub vars: Map<String, Value>,
     pub connectors: BTreeMap<Name, ConnectorSettings>,
 }
@@ -116,6 +117,12 @@ pub struct LogSettings {
     pub format: LogFormat,
     pub level: String,
     pub services: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Default, Serialize)]
+pub struct TelemetrySettings {
+    /// None: traces are handed on, and not exported.
+    pub otlp_endpoint: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Default, Serialize)]

@@ -181,6 +181,18 @@ pub const GROUPS: &[Group] = &[
         ],
     },
     Group {
+        title: "Traces",
+        about: "Spans that are exported where `telemetry.otlp_endpoint` says so, counted where it happens.",
+        metrics: &[
+            counter("machinist_spans_exported_total", &[], "Spans that the receiver took."),
+            counter(
+                "machinist_spans_dropped_total",
+                &["reason"],
+                "Spans that were not exported: `queue_full`, or `export_failed` where the receiver did not take them.",
+            ),
+        ],
+    },
+    Group {
         title: "Queue",
         about: "The whole queue, the same on every machine that shares it, read at the scrape; absent while the queue cannot be reached. \
                 The 200 services and pools with the most jobs have series of their own, the others are `other`.",

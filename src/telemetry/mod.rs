@@ -9,6 +9,8 @@ mod label;
 pub mod metrics;
 mod published;
 pub mod script_metrics;
+mod trace;
+mod trace_export;
 mod tracing_setup;
 pub mod usage;
 
@@ -18,4 +20,5 @@ pub use event_log::{EventLog, EventLogReader, Lagged};
 pub use kind::EventKind;
 pub use label::label;
 pub use published::Published;
+pub use trace::{Span, SpanKind, Trace, TraceScope, Traces};
 pub use tracing_setup::{LogFormat, LogLevel, init_tracing};

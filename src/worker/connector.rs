@@ -6,6 +6,7 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use crate::queue::{Failure, Job, Usage};
+use crate::telemetry::TraceScope;
 
 /// What runs jobs of one kind. A worker holds one; a reload hands it a new one, and jobs in flight finish on the old.
 #[async_trait]
@@ -27,6 +28,8 @@ pub struct JobContext {
     /// When this attempt's time is over.
     pub deadline: Instant,
     pub sink: Arc<dyn JobSink>,
+    /// What it asks of others belongs to the run of the job.
+    pub trace: TraceScope,
 }
 
 /// Where a running job reports to. No call waits; the worker delivers in order and fenced by the claim's token.

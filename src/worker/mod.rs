@@ -9,6 +9,7 @@ mod events;
 mod job;
 mod status;
 mod task;
+mod trace;
 
 pub use connector::{Connector, JobContext, JobSink};
 pub use events::event_kinds;

@@ -13,13 +13,14 @@ use tokio_util::task::TaskTracker;
 use super::circuit::{self, Circuit};
 use super::events::{AccountHeld, AccountLifted, JobFailed, JobLost, JobOverdue, WorkerChanged};
 use super::job::{Outcome, Reporter, hand_over};
+use super::trace::{begin_run, end_run};
 use super::{Connector, JobContext, RunningJob, WorkerState, WorkerStatus};
 use crate::base::{Name, Timestamp};
 use crate::queue::{
     Broker, BrokerError, Claim, ClaimRequest, Failure, FailureClass, HoldRequest, JobId, JobState, Registration, Token,
 };
 use crate::spec::Capabilities;
-use crate::telemetry::{EventLog, Published, label};
+use crate::telemetry::{EventLog, Published, TraceScope, Traces, label};
 
 /// How often a check that fails is made again, and one that holds while the worker waits for jobs.
 const CHECK_FAILING: Duration = Duration::from_secs(2);
@@ -53,6 +54,7 @@ pub struct WorkerConfig {
     pub lease: Duration,
     pub ready: watch::Receiver<Readiness>,
     pub events: EventLog,
+    pub traces: Traces,
 }
 
 /// Namespace of [`Worker::start`].
@@ -388,7 +390,10 @@ impl Shared {
         let begun = Instant::now();
         let timeout = claim.job.submission.timeout.get();
         let deadline = begun + timeout;
-        let context = JobContext { cancel: cancel.clone(), deadline, sink: reporter.sink() };
+        let traces = &self.config.traces;
+        let mut span = begin_run(traces, &claim.job, &self.config.connector_name);
+        let trace = TraceScope { traces: traces.clone(), trace: span.trace().clone() };
+        let context = JobContext { cancel: cancel.clone(), deadline, sink: reporter.sink(), trace };
         let id = claim.token.job.clone();
         let affinity = claim.job.submission.affinity.clone();
         let service = claim.job.submission.service.to_string();
@@ -434,6 +439,8 @@ impl Shared {
             Outcome::Failed(failure) if failure.class == FailureClass::Timeout => "timeout",
             Outcome::Failed(_) => "failed",
         };
+        end_run(&mut span, ended, &outcome);
+        drop(span);
         let connector_name = self.config.connector_name.to_string();
         if let Outcome::Failed(failure) = &outcome {
             let class = failure.class.as_str();

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use machinist::queue::{Failure, FailureClass};
+use machinist::telemetry::TraceScope;
 use machinist::worker::JobContext;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -74,7 +75,12 @@ async fn attempt(name: &str, vars: &Value, keys: &Value) -> Attempt {
 async fn attempt_until(name: &str, vars: &Value, keys: &Value, cancel: CancellationToken, limit: Duration) -> Attempt {
     let bench = bench_with_scripts();
     let reported = Arc::new(Recorded::default());
-    let context = JobContext { cancel, deadline: Instant::now() + limit, sink: Arc::clone(&reported) as _ };
+    let context = JobContext {
+        cancel,
+        deadline: Instant::now() + limit,
+        sink: Arc::clone(&reported) as _,
+        trace: TraceScope::default(),
+    };
     let outcome = bench.shipped(name, vars).run(job_with(keys), context).await;
     Attempt { outcome, reported }
 }

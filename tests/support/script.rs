@@ -10,6 +10,7 @@ use machinist::host::process::Processes;
 use machinist::queue::{Failure, FailureClass, Job, Usage};
 use machinist::script::{ConnectorContext, MachineContext, ScriptHost, ScriptHostConfig};
 use machinist::telemetry::EventLog;
+use machinist::telemetry::TraceScope;
 use machinist::worker::{Connector, JobContext, JobSink};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -199,5 +200,10 @@ pub fn job_with(more: &Value) -> Arc<Job> {
 }
 
 pub fn run_context(limit: Duration) -> JobContext {
-    JobContext { cancel: CancellationToken::new(), deadline: Instant::now() + limit, sink: Arc::new(Silent) }
+    JobContext {
+        cancel: CancellationToken::new(),
+        deadline: Instant::now() + limit,
+        sink: Arc::new(Silent),
+        trace: TraceScope::default(),
+    }
 }

@@ -35,6 +35,19 @@ pub enum HttpErrorKind {
     Data,
 }
 
+impl HttpErrorKind {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Timeout => "timeout",
+            Self::Connect => "connect",
+            Self::Status => "status",
+            Self::Limit => "limit",
+            Self::Invalid => "invalid",
+            Self::Data => "data",
+        }
+    }
+}
+
 impl HttpError {
     pub fn new(kind: HttpErrorKind, message: impl Into<String>) -> Self {
         Self {

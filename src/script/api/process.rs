@@ -128,10 +128,13 @@ fn run_program(call: &Call, options: Options) -> ScriptResult<Map> {
     let inherited = basic_environment()
         .into_iter()
         .filter(|(name, _)| !name.to_str().is_some_and(|name| options.env.contains_key(name)));
+    // By the names that other tools read.
+    let trace = if options.env.contains_key("TRACEPARENT") { Vec::new() } else { call.trace.trace.headers() };
+    let trace = trace.into_iter().map(|(name, value)| (OsString::from(name.to_uppercase()), OsString::from(value)));
     let spec = SpawnSpec {
         argv: options.argv.clone(),
         cwd: Some(cwd),
-        env: inherited.chain(own).collect(),
+        env: inherited.chain(own).chain(trace).collect(),
         stdin: if options.stdin.is_some() { Stdin::Pipe } else { Stdin::Null },
         mark: format!("{}/script/{}", config.mark_prefix, uuid::Uuid::new_v4()),
         ..SpawnSpec::default()

@@ -6,7 +6,7 @@ use reqwest::Url;
 use rhai::Array;
 use serde_json::Value;
 
-use super::http::Head;
+use super::http::{Head, add_trace};
 use crate::host::ws::{Filter, Frame, Link, SharedRequest, WsOptions, WsRequest, open};
 use crate::script::call::{Call, ScriptResult, World, error};
 use crate::script::data::{Secrets, to_json};
@@ -81,8 +81,10 @@ mod functions {
 fn dial(url: &str, options: Map) -> ScriptResult<WebSocket> {
     let call = Call::current()?;
     let mut options = Options::new("ws::connect", options);
-    let (head, request) = request(url, &mut options)?;
+    let (head, mut request) = request(url, &mut options)?;
     options.finish()?;
+    // A connection that several share is nobody's alone: `subscribe` carries no trace.
+    add_trace(&mut request.headers, &call.trace.trace);
     let client = call.client(&head.way).map_err(HostError::from)?;
     if call.is_made_up() {
         return Ok(WebSocket::mocked(testing::connect(&call, &request, None)?.map_err(HostError::from)?, head));

@@ -6,7 +6,7 @@ use reqwest::{Client, Method, Url};
 use rhai::Array;
 
 use super::body::fill;
-use super::head::Head;
+use super::head::{Head, add_trace};
 use super::retry::retry;
 use crate::host::http::{HttpRequest, RetryPolicy, refusal, send, shown};
 use crate::script::call::{Call, ScriptResult, error};
@@ -14,6 +14,7 @@ use crate::script::options::{Options, scalar};
 use crate::script::prelude::*;
 use crate::script::testing;
 use crate::script::types::{BodyLimits, HostError, Response};
+use crate::telemetry::{Span, SpanKind};
 
 /// As generous as the makers of APIs are themselves.
 const TIMEOUT: Duration = Duration::from_secs(600);
@@ -29,6 +30,8 @@ pub(super) struct Exchange {
     limits: BodyLimits,
     allow: Allowed,
     head: Head,
+    /// Until the head of the answer is there.
+    span: Span,
 }
 
 enum Allowed {
@@ -37,10 +40,22 @@ enum Allowed {
 }
 
 impl Exchange {
-    pub async fn run(self) -> Result<Response, HostError> {
+    pub async fn run(mut self) -> Result<Response, HostError> {
         let what = format!("{} {}", self.request.method, shown(&self.request.url));
-        let response = send(&self.client, &self.request).await.map_err(|cause| self.head.mask.error(cause))?;
-        self.judge(what, response).await
+        match send(&self.client, &self.request).await {
+            Ok(response) => {
+                let status = response.status();
+                self.span.set("http.response.status_code", i64::from(status.as_u16()));
+                if status.is_client_error() || status.is_server_error() {
+                    self.span.failed(status.as_str());
+                }
+                self.judge(what, response).await
+            }
+            Err(cause) => {
+                self.span.failed(cause.kind.as_str());
+                Err(self.head.mask.error(cause))
+            }
+        }
     }
 
     /// As `run`, in a test, whose mocks answer.
@@ -97,11 +112,26 @@ impl Exchange {
         };
         options.finish()?;
         let client = call.client(&head.way).map_err(HostError::from)?;
-        let headers = head.headers.clone();
+        let mut headers = head.headers.clone();
+        let span = span(call, &method, &url);
+        add_trace(&mut headers, span.trace());
         let request = HttpRequest { method, url, headers, fill, timeout, follow, retry, deadline: call.deadline };
         let limits = BodyLimits { idle, max: max_saved.unwrap_or(MAX_BODY), max_saved };
-        Ok(Self { client, request, limits, allow, head })
+        Ok(Self { client, request, limits, allow, head, span })
     }
+}
+
+/// Without path and query, where secrets may be.
+fn span(call: &Call, method: &Method, url: &Url) -> Span {
+    // Methods are anybody's words.
+    let known =
+        method.is_safe() || method.is_idempotent() || [Method::POST, Method::PATCH, Method::CONNECT].contains(method);
+    let (name, word) = if known { (method.as_str(), method.as_str()) } else { ("HTTP", "_OTHER") };
+    let mut span = call.trace.begin(name.to_owned(), SpanKind::Client);
+    span.set("http.request.method", word.to_owned());
+    span.set("server.address", url.host_str().unwrap_or_default().to_owned());
+    span.set("server.port", i64::from(url.port_or_known_default().unwrap_or(0)));
+    span
 }
 
 fn add_query(what: &str, url: &mut Url, query: Map) -> ScriptResult<()> {

@@ -10,6 +10,7 @@ use crate::script::call::{ScriptResult, error};
 use crate::script::options::{Options, Word};
 use crate::script::prelude::*;
 use crate::script::types::{Mask, Secret};
+use crate::telemetry::Trace;
 
 /// Of a certificate file.
 const MAX_CA: u64 = 1024 * 1024;
@@ -38,6 +39,19 @@ impl Head {
         let ca = options.text("ca")?.map(|path| certificates(what, &path)).transpose()?;
         let way = ClientOptions { proxy: proxy.map(|word| word.text().to_owned()), ca };
         Ok(Self { headers, way, mask })
+    }
+}
+
+/// Carries the trace on, unless the script does so itself.
+pub(in crate::script) fn add_trace(headers: &mut HeaderMap, trace: &Trace) {
+    if headers.contains_key("traceparent") {
+        return;
+    }
+    headers.remove("tracestate");
+    for (name, value) in trace.headers() {
+        if let Ok(value) = HeaderValue::from_str(&value) {
+            headers.insert(name, value);
+        }
     }
 }
 

@@ -8,7 +8,7 @@ mod retry;
 
 use reqwest::Method;
 
-pub(in crate::script) use head::Head;
+pub(in crate::script) use head::{Head, add_trace};
 
 use crate::script::call::{Call, ScriptResult, error};
 use crate::script::prelude::*;
@@ -23,7 +23,7 @@ pub(super) fn module() -> Module {
 ///
 /// | option | what | default |
 /// |---|---|---|
-/// | `headers` | map of texts, numbers and secrets | |
+/// | `headers` | map of texts, numbers and secrets; without a `traceparent` among them that of the job's trace is sent | |
 /// | `query` | map, added to the address; an array gives a name several times | |
 /// | `json` | the body: data as JSON | |
 /// | `form` | the body: map of texts and numbers | |
