@@ -148,7 +148,7 @@ async fn what_may_pass_is_tried_again_and_no_longer_than_the_call_lasts() {
     let begun = Instant::now();
     let failure = connector.run(job(), run_context(Duration::from_secs(10))).await.unwrap_err();
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
-    assert_eq!(failure.class, FailureClass::Retryable);
+    assert_eq!(failure.class, FailureClass::RateLimited);
     assert_eq!(failure.retry_after.unwrap().get(), Duration::from_secs(30));
     assert_eq!(web.seen.times("/limited"), 1);
 
