@@ -131,7 +131,8 @@ impl Client {
         let pending = runs.iter().map(|run| run.class.pending).sum();
         let mut reason = waits_for(&runs, refuses.iter().map(|refused| refused.class.pending).sum());
         if pending > 0
-            && let Some(closed) = self.closed_accounts(&[capabilities.account.clone()], Timestamp::now()).await?
+            && let Some(closed) =
+                self.closed_accounts(std::slice::from_ref(&capabilities.account), Timestamp::now()).await?
         {
             reason = format!("{pending} jobs wait that it may run, and {closed}");
         }
