@@ -112,7 +112,11 @@ async fn each_error_has_its_class() {
         (error(503, "UNAVAILABLE", "The model is overloaded.", &none), FailureClass::Retryable, None),
         (error(504, "DEADLINE_EXCEEDED", "no", &none), FailureClass::Retryable, None),
         (limit("GenerateRequestsPerDayPerProjectPerModel-FreeTier", "39043s"), FailureClass::Account, None),
-        (limit("GenerateRequestsPerMinutePerProjectPerModel-FreeTier", "200.5s"), FailureClass::Retryable, Some(200.5)),
+        (
+            limit("GenerateRequestsPerMinutePerProjectPerModel-FreeTier", "200.5s"),
+            FailureClass::RateLimited,
+            Some(200.5),
+        ),
         (json!({ "promptFeedback": { "blockReason": "SAFETY" } }), FailureClass::Fatal, None),
         (chunk(&none, Some("IMAGE_SAFETY")), FailureClass::Fatal, None),
         (chunk(&none, Some("MALFORMED_FUNCTION_CALL")), FailureClass::Retryable, None),
