@@ -43,6 +43,13 @@ job "machine-gpu" {
         ports           = ["http"]
         readonly_rootfs = true
         cap_drop        = ["all"]
+        security_opt    = ["no-new-privileges"]
+        # Libraries that ComfyUI loads write there.
+        mount {
+          type   = "tmpfs"
+          target = "/tmp"
+          tmpfs_options { size = 1073741824 }
+        }
       }
 
       env {
@@ -64,7 +71,28 @@ job "machine-gpu" {
       template {
         destination = "local/gpu/machine.toml"
         change_mode = "noop"
-        data        = "[machine]\ntype = \"gpu\"\n[shutdown]\ngrace = \"10m\"\n"
+        data        = <<-TOML
+          [machine]
+          type = "gpu"
+          [shutdown]
+          grace = "10m"
+          # What the part machines/comfyui needs; machines/gpu/machine.toml says what each is.
+          [vars.comfyui]
+          dir = "/opt/comfyui"
+          python = ""
+          device = "gpu"
+          port = 8188
+          args = []
+          start_within = "5m"
+          slots = 2
+          models = []
+          keep_minutes = 120
+          install = ""
+          repository = "https://github.com/Comfy-Org/ComfyUI"
+          pip_args = []
+          [connectors.comfyui.vars]
+          patience = "2m"
+        TOML
       }
 
       resources {
