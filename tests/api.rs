@@ -350,7 +350,12 @@ async fn every_answer_is_what_the_document_says() {
         assert_eq!(api.post(&format!("/queue/{verb}?scope=service:steps"), json!({})).await.0, 200);
     }
     assert_eq!(api.get("/queue/limits").await["limits"][0]["limit"]["max_running"], 4);
-    assert_eq!(api.post("/queue/limits?scope=account:key", json!({ "per_second": 2.5 })).await.0, 200);
+    let (status, limited) = api.post("/queue/limits?scope=account:key", json!({ "per_second": 2.5 })).await;
+    assert_eq!(
+        (status, &limited["limit"]),
+        (200, &json!({ "per_second": 2.5, "burst": 3 })),
+        "as it holds from now on"
+    );
     assert_eq!(api.post("/queue/resume?scope=account:key", json!({})).await.0, 200);
     let accounts = api.get("/queue/accounts").await;
     assert_eq!(

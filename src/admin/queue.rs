@@ -212,12 +212,15 @@ async fn change(
     change: impl FnOnce(Limit) -> Limit,
 ) -> Result<Json<LimitNow>, ApiError> {
     let scope: Scope = scope.parse().map_err(ApiError::bad_request)?;
-    let limits = deps.broker.limits().await?;
-    let current = limits.into_iter().find(|(known, ..)| *known == scope);
-    let (limit, running) = current.map_or_else(Default::default, |(_, limit, running)| (limit, running));
-    let limit = change(limit);
-    deps.broker.set_limit(&scope, limit).await?;
-    Ok(Json(LimitNow { scope: scope.to_string(), limit, running }))
+    deps.broker.set_limit(&scope, change(limit_now(deps, &scope).await?.limit)).await?;
+    // As the queue keeps it: a rate has a burst, whether one was given or not.
+    Ok(Json(limit_now(deps, &scope).await?))
+}
+
+async fn limit_now(deps: &AdminDeps, scope: &Scope) -> Result<LimitNow, ApiError> {
+    let now = deps.broker.limits().await?.into_iter().find(|(known, ..)| known == scope);
+    let (limit, running) = now.map_or_else(Default::default, |(_, limit, running)| (limit, running));
+    Ok(LimitNow { scope: scope.to_string(), limit, running })
 }
 
 pub(super) async fn schedules(State(deps): State<AdminDeps>) -> Result<Json<Schedules>, ApiError> {
