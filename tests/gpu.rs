@@ -232,6 +232,80 @@ fn a_driver_that_hangs_holds_nobody_up_and_its_values_end() {
     assert_eq!(machine.stop(), Some(0));
 }
 
+/// The start of an answer, and how long it took.
+fn answer(machine: &Machine, path: &str) -> (String, Duration) {
+    let begun = std::time::Instant::now();
+    (machine.get(path), begun.elapsed())
+}
+
+#[test]
+fn a_driver_that_hangs_at_the_start_delays_scripts_and_nothing_else() {
+    const SOON: Duration = Duration::from_secs(3);
+    let begun = std::time::Instant::now();
+    let (mut machine, mut gpus) = hanging();
+    let status = machine.wait("HTTP", |status| status["state"] == "starting");
+    assert!(begun.elapsed() < Duration::from_secs(10), "long before the driver is given up: {:?}", begun.elapsed());
+    assert!(status["reason"].as_str().unwrap().contains("NVIDIA driver"), "{}", status["reason"]);
+    assert_eq!(
+        (&status["startup"].as_array().unwrap().last().unwrap()["name"], &status["services"]),
+        (&json!("hardware"), &json!({}))
+    );
+    for (path, code, text) in [
+        ("/livez", "200 OK", "ok"),
+        ("/startupz", "503", "hardware running"),
+        ("/readyz", "503", "startup failed: waits for"),
+    ] {
+        let (answer, took) = answer(&machine, path);
+        assert!(answer.contains(code) && answer.contains(text) && took < SOON, "{path} after {took:?}: {answer}");
+    }
+
+    // Scripts are evaluated with the GPUs that there are, as soon as they are known.
+    gpus.state["hang"] = Value::Null;
+    gpus.say();
+    machine.wait_healthy();
+    let status = machine.status().unwrap();
+    assert_eq!(
+        (&status["services"]["comfy-0"]["state"], &status["machine"]["hardware"]["gpu_count"]),
+        (&json!("ready"), &json!(1))
+    );
+
+    // Whoever stops a machine that waits does not wait with it.
+    assert_eq!(machine.stop(), Some(0));
+    for stop in [Machine::stop, Machine::drain] {
+        gpus.state["hang"] = json!("nvmlInit_v2");
+        gpus.say();
+        machine.start();
+        machine.wait("HTTP", |status| status["state"] == "starting");
+        let begun = std::time::Instant::now();
+        assert_eq!(stop(&mut machine), Some(0));
+        assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+    }
+}
+
+#[test]
+fn a_driver_that_never_answers_is_given_up_and_the_machine_starts_without_gpus() {
+    let (machine, _gpus) = hanging();
+    machine.wait_healthy();
+    let status = machine.status().unwrap();
+    assert_eq!(
+        (&status["services"]["comfy-0"], &status["services"]["plain"]["state"]),
+        (&Value::Null, &json!("ready"))
+    );
+    let step = status["startup"].as_array().unwrap().iter().find(|step| step["name"] == "hardware").unwrap();
+    assert!(step["error"].as_str().unwrap().contains("has not answered for 15s"), "{step}");
+    assert_eq!(wait_event(&machine, "gpu.sampling_stalled")["level"], "warn");
+}
+
+/// A machine that is started while its driver does not open.
+fn hanging() -> (Machine, Gpus) {
+    let mut machine = Machine::new(PER_GPU, "[connectors.simulation]\n");
+    let mut gpus = Gpus::of(&mut machine, vec![gpu(0)]);
+    gpus.state["hang"] = json!("nvmlInit_v2");
+    gpus.say();
+    machine.start();
+    (machine, gpus)
+}
+
 #[test]
 fn without_a_driver_there_are_no_gpus_and_nothing_is_wrong() {
     let machine = Machine::started(PER_GPU, "[connectors.simulation]\n");

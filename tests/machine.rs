@@ -379,6 +379,20 @@ fn on_event(m, event) {
 }
 
 #[test]
+fn a_machine_has_not_started_before_what_the_sequence_did_not_name_is_up() {
+    let mut machine = Machine::new("", "");
+    let go = machine.dir.path().join("go");
+    let probe = format!("#{{ command: [\"test\", \"-e\", \"{}\"], every: \"20ms\" }}", go.display());
+    let service = format!("#{{ name: \"slow\", command: [\"sleep\", \"1000\"], ready: {probe} }}");
+    machine.write("machine.rhai", &format!("fn services(m) {{ [ {service} ] }}\nfn startup(m) {{ }}\n"));
+    machine.start();
+    let status = machine.wait("the service to start", |status| status["services"]["slow"]["state"] == "starting");
+    assert_eq!((&status["started"], &status["state"]), (&json!(false), &json!("starting")), "{status:#}");
+    std::fs::write(go, "").unwrap();
+    machine.wait_healthy();
+}
+
+#[test]
 fn check_names_every_problem_and_its_place() {
     let machine = Machine::new(
         "fn services(m) { [\n  #{ name: \"web\", command: [\"no-such-program\"] },\n  #{ name: \"api\", command: [\"sleep\"], needs: [\"wep\"] },\n] }\nfn workers(m) { [ #{ name: \"w\", connector: \"commnd\" } ] }\n",

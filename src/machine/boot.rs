@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -40,6 +41,8 @@ use crate::telemetry::{EventLog, LogFormat, LogLevel, Published, Traces, metrics
 const EVENTS_KEPT: usize = 10_000;
 /// How long a start waits for a driver that does not answer; the machine has no GPUs then.
 const GPU_PATIENCE: Duration = Duration::from_secs(15);
+/// Requests that wait for the end of a boot.
+const MOST_ASKED: usize = 16;
 /// What leftovers of an earlier life get to end by themselves.
 const LEFTOVER_GRACE: Duration = Duration::from_secs(3);
 
@@ -78,12 +81,8 @@ pub async fn run(
     let mark_prefix = format!("{}/{}", identity.id, identity.incarnation);
     let processes =
         Processes::start(&mark_prefix).map_err(|cause| MachineError::System { what: "the reaper", cause })?;
-    timeline.begin("hardware");
     let resources = host::resources();
-    let found = FoundGpus::look(&settings.gpu).await?;
-    let gpus = found.watch.gpus();
-    timeline.end("hardware", None);
-    let hardware = hardware(resources, &gpus);
+    let mut found = FoundGpus::ask(&settings.gpu)?;
 
     let traces = start_traces(&settings, &identity);
     let broker = timeline.step("queue", || open_queue(&settings))?;
@@ -103,7 +102,8 @@ pub async fn run(
     })
     .map_err(|cause| MachineError::System { what: "the supervisor", cause })?;
 
-    let mut publisher = Publisher::new(machine_identity(&settings, &identity, hardware), timeline.clone());
+    let mut publisher =
+        Publisher::new(machine_identity(&settings, &identity, hardware(resources, &[])), timeline.clone());
     let levels = Published::default();
     let (control, controls) = mpsc::channel(16);
     let shutdown = CancellationToken::new();
@@ -133,6 +133,21 @@ pub async fn run(
     let announcer =
         Announcer::start(Arc::clone(&broker), publisher.status.subscribe(), found.status.clone(), levels.clone());
     publisher.turns = Some(announcer.turns());
+    let front = Front { announcer, traces: traces.clone(), shutdown, server };
+    let mut waiting = Waiting { signals, controls, asked: VecDeque::new() };
+
+    timeline.begin("hardware");
+    let patience = humantime::format_duration(GPU_PATIENCE);
+    publisher.booting(&format!("waits for the NVIDIA driver to say which GPUs there are, {patience} at most"));
+    let answered = match waiting.during(found.look()).await {
+        Ok(answered) => answered,
+        Err(cause) => return Ok(front.stop_early(&publisher, &cause).await),
+    };
+    let silent = || format!("the NVIDIA driver has not answered for {patience}: no GPUs until the next start");
+    timeline.end("hardware", (!answered).then(silent));
+    let gpus = found.watch.gpus();
+    let hardware = hardware(resources, &gpus);
+    publisher.identity.hardware = hardware;
 
     let script_host = ScriptHost::new(ScriptHostConfig {
         machine_dir: settings.dir.clone(),
@@ -153,17 +168,22 @@ pub async fn run(
         running: Some(Arc::clone(&settings)),
     };
     timeline.begin("script");
-    let generation = build(&inputs, 1).await;
+    publisher.booting("reads the machine's files");
+    let generation = match waiting.during(build(&inputs, 1)).await {
+        Ok(generation) => generation,
+        Err(cause) => return Ok(front.stop_early(&publisher, &cause).await),
+    };
     timeline.end("script", generation.as_ref().err().map(|refused| format!("{} problems", refused.problems.errors())));
     let generation = match generation {
         Ok(generation) => Arc::new(generation),
         Err(Refused { problems, .. }) => {
-            announcer.finish(None, Some(format!("its files cannot be used: {}", first_line(&problems)))).await;
+            front.announcer.finish(None, Some(format!("its files cannot be used: {}", first_line(&problems)))).await;
             return Err(problems.into());
         }
     };
 
     timeline.begin("leftovers");
+    publisher.booting("ends what an earlier life of the engine left");
     let (machine_prefix, own_prefix) = (format!("{}/", identity.id), format!("{mark_prefix}/"));
     let spec = Arc::clone(&generation.spec);
     let detached = move |owner: &str| {
@@ -171,7 +191,10 @@ pub async fn run(
         service.map(|service| service.detach.clone()).unwrap_or_default()
     };
     let clean = move || kill_leftovers(&machine_prefix, &own_prefix, LEFTOVER_GRACE, &detached);
-    let leftovers = tokio::task::spawn_blocking(clean).await.unwrap_or_default();
+    let leftovers = match waiting.during(tokio::task::spawn_blocking(clean)).await {
+        Ok(leftovers) => leftovers.unwrap_or_default(),
+        Err(cause) => return Ok(front.stop_early(&publisher, &cause).await),
+    };
     timeline.end("leftovers", None);
     if !leftovers.is_empty() {
         events.emit(&LeftoversKilled { leftovers });
@@ -233,17 +256,13 @@ pub async fn run(
 
     record_success();
     let limits = Limits::of(&settings);
-    let inputs = LoopInputs { receiver, signals, controls, stats: stats_receiver };
+    let inputs = LoopInputs { receiver, waiting, stats: stats_receiver };
     let exit_code = event_loop(Machine::new(limits), &mut performer, inputs).await;
 
     stop.cancel();
     drop(gpu_monitor);
     tracker.close();
-    // Whoever watches sees the last state; then the server ends.
-    let ended = tokio::time::timeout(Duration::from_secs(2), tracker.wait());
-    let _ = tokio::join!(ended, announcer.finish(Some(exit_code), None), traces.finish(LAST_TRACES));
-    shutdown.cancel();
-    let _ = tokio::time::timeout(Duration::from_secs(3), server).await;
+    front.close(&tracker, exit_code).await;
     drop(state_dir);
     Ok(exit_code)
 }
@@ -251,6 +270,79 @@ pub async fn run(
 /// What is wrong, in a word; the log has all of it.
 fn first_line(problems: &Problems) -> String {
     problems.to_string().lines().next().unwrap_or_default().to_owned()
+}
+
+/// What others see of the machine.
+struct Front {
+    announcer: Announcer,
+    traces: Traces,
+    shutdown: CancellationToken,
+    server: JoinHandle<std::io::Result<()>>,
+}
+
+impl Front {
+    /// Whoever watches sees the last state; then the server ends.
+    async fn close(self, tasks: &TaskTracker, exit_code: u8) {
+        let ended = tokio::time::timeout(Duration::from_secs(2), tasks.wait());
+        let _ = tokio::join!(ended, self.announcer.finish(Some(exit_code), None), self.traces.finish(LAST_TRACES));
+        self.shutdown.cancel();
+        let _ = tokio::time::timeout(Duration::from_secs(3), self.server).await;
+    }
+
+    /// The end of a machine that has started nothing yet; answers with its exit code.
+    async fn stop_early(self, publisher: &Publisher, cause: &StopCause) -> u8 {
+        publisher.stopped(cause.to_string());
+        let nothing = TaskTracker::new();
+        nothing.close();
+        self.close(&nothing, 0).await;
+        0
+    }
+}
+
+/// Signals and requests, and what of them waits for the event loop.
+struct Waiting {
+    signals: mpsc::Receiver<HostSignal>,
+    controls: mpsc::Receiver<Control>,
+    asked: VecDeque<Control>,
+}
+
+impl Waiting {
+    /// Answers for the event loop while a step of the boot is done; why the machine is to stop, where it is told to.
+    async fn during<T>(&mut self, step: impl Future<Output = T>) -> Result<T, StopCause> {
+        tokio::pin!(step);
+        loop {
+            tokio::select! {
+                done = &mut step => return Ok(done),
+                Some(signal) = self.signals.recv() => match signal {
+                    HostSignal::Stop(name) => return Err(StopCause::Signal(name)),
+                    // The files are read after this, or watched from what was read on.
+                    HostSignal::Reload => {}
+                },
+                Some(control) = self.controls.recv() => match control {
+                    Control::Ping(reply) => {
+                        let _ = reply.send(());
+                    }
+                    Control::Drain(reply) => {
+                        let _ = reply.send(Ok("stopping".to_owned()));
+                        return Err(StopCause::Request);
+                    }
+                    // Whoever asks more than this is told that nobody answers.
+                    control => {
+                        if self.asked.len() < MOST_ASKED {
+                            self.asked.push_back(control);
+                        }
+                    }
+                },
+            }
+        }
+    }
+}
+
+async fn next_control(asked: &mut VecDeque<Control>, controls: &mut mpsc::Receiver<Control>) -> Option<Control> {
+    match asked.pop_front() {
+        Some(control) => Some(control),
+        None => controls.recv().await,
+    }
 }
 
 /// The GPUs at the start, and what hears of them from then on.
@@ -263,20 +355,29 @@ struct FoundGpus {
 }
 
 impl FoundGpus {
-    async fn look(settings: &GpuSettings) -> Result<Self, MachineError> {
-        let (tell, mut news) = mpsc::unbounded_channel();
+    /// Has them looked at, without waiting for an answer.
+    fn ask(settings: &GpuSettings) -> Result<Self, MachineError> {
+        let (tell, news) = mpsc::unbounded_channel();
         let tell = move |heard| {
             // Nobody listens any more at the machine's end.
             let _ = tell.send(heard);
         };
         let monitor = GpuMonitor::start(settings.library.clone(), settings.every.get(), tell)
             .map_err(|cause| MachineError::System { what: "the thread that looks at GPUs", cause })?;
-        let mut watch = GpuWatch::new(settings.every.get(), settings.xid_hold.get(), Instant::now());
-        let first = tokio::time::timeout(GPU_PATIENCE, news.recv()).await.ok().flatten();
-        let mut changes = first.map(|news| watch.handle(news, Timestamp::now(), Instant::now())).unwrap_or_default();
-        changes.extend(watch.tick(Instant::now()));
+        let watch = GpuWatch::new(settings.every.get(), settings.xid_hold.get(), Instant::now());
         let status = Published::new(watch.status());
-        Ok(Self { monitor, news, watch, changes, status })
+        Ok(Self { monitor, news, watch, changes: Vec::new(), status })
+    }
+
+    /// Waits for the first answer as long as a start may; whether there was one.
+    async fn look(&mut self) -> bool {
+        let first = tokio::time::timeout(GPU_PATIENCE, self.news.recv()).await.ok().flatten();
+        let answered = first.is_some();
+        self.changes
+            .extend(first.into_iter().flat_map(|news| self.watch.handle(news, Timestamp::now(), Instant::now())));
+        self.changes.extend(self.watch.tick(Instant::now()));
+        self.status.set_if_changed(self.watch.status());
+        answered
     }
 
     fn task(
@@ -293,15 +394,16 @@ impl FoundGpus {
 
 struct LoopInputs {
     receiver: mpsc::UnboundedReceiver<Event>,
-    signals: mpsc::Receiver<HostSignal>,
-    controls: mpsc::Receiver<Control>,
+    waiting: Waiting,
     stats: watch::Receiver<Option<crate::queue::QueueStats>>,
 }
 
 /// Makes events, lets `handle` decide, performs.
-async fn event_loop(mut machine: Machine, performer: &mut Performer, mut inputs: LoopInputs) -> u8 {
+async fn event_loop(mut machine: Machine, performer: &mut Performer, inputs: LoopInputs) -> u8 {
+    let LoopInputs { mut receiver, waiting, stats } = inputs;
+    let Waiting { mut signals, mut controls, mut asked } = waiting;
     loop {
-        performer.queue.clone_from(&inputs.stats.borrow());
+        performer.queue.clone_from(&stats.borrow());
         performer.publish(&machine);
         if let Some(code) = performer.exit_code {
             return code;
@@ -314,12 +416,12 @@ async fn event_loop(mut machine: Machine, performer: &mut Performer, mut inputs:
             }
         };
         let event = tokio::select! {
-            Some(event) = inputs.receiver.recv() => event,
-            Some(signal) = inputs.signals.recv() => match signal {
+            Some(event) = receiver.recv() => event,
+            Some(signal) = signals.recv() => match signal {
                 HostSignal::Stop(name) => Event::StopWanted(StopCause::Signal(name), None),
                 HostSignal::Reload => Event::ReloadWanted(ReloadCause::Hangup, None),
             },
-            Some(control) = inputs.controls.recv() => match control {
+            Some(control) = next_control(&mut asked, &mut controls) => match control {
                 Control::Ping(reply) => {
                     let _ = reply.send(());
                     continue;
@@ -356,20 +458,23 @@ async fn event_loop(mut machine: Machine, performer: &mut Performer, mut inputs:
 /// Starts services and workers, by the script's own sequence where there is one.
 fn start_up(performer: &mut Performer, generation: &Arc<Generation>, tracker: &TaskTracker) {
     let mode = if generation.program.has_startup() { StartMode::Held } else { StartMode::All };
-    performer.go_live(generation, mode);
+    let revision = performer.go_live(generation, mode);
     let (generation, supervisor) = (Arc::clone(generation), performer.supervisor.clone());
     let (timeline, sender) = (performer.timeline.clone(), performer.sender.clone());
     let cancel = performer.startup_cancel.clone();
     tracker.spawn(async move {
         let mut outcome = Ok(());
-        wait_until_known(&supervisor, &generation).await;
+        known(&supervisor, revision, &cancel).await;
         if mode == StartMode::Held {
             timeline.begin("startup(m)");
             let steps = Arc::new(timeline.clone());
-            outcome = generation.program.startup(&generation.context, steps, cancel).await;
+            outcome = generation.program.startup(&generation.context, steps, cancel.clone()).await;
             timeline.end("startup(m)", outcome.as_ref().err().map(|problem| problem.message.clone()));
-            // What the sequence did not name comes after it.
-            supervisor.start_all();
+            if outcome.is_ok() {
+                // What the sequence did not name comes after it.
+                let revision = supervisor.start_all();
+                known(&supervisor, revision, &cancel).await;
+            }
         }
         // Nothing counts as up before it is known to be there.
         let _ = sender.send(Event::Services(supervisor.status()));
@@ -377,12 +482,14 @@ fn start_up(performer: &mut Performer, generation: &Arc<Generation>, tracker: &T
     });
 }
 
-/// The supervisor enters services on its own thread.
-async fn wait_until_known(supervisor: &SupervisorHandle, generation: &Generation) {
-    let names: Vec<_> = generation.spec.services.iter().map(|service| service.name.clone()).collect();
+/// Returns when the published status is of this revision: the supervisor works on its own thread, and publishes later.
+async fn known(supervisor: &SupervisorHandle, revision: u64, cancel: &CancellationToken) {
     let mut status = supervisor.subscribe();
-    let all = status.wait_for(|status| names.iter().all(|name| status.services.contains_key(name)));
-    let _ = tokio::time::timeout(Duration::from_secs(5), all).await;
+    let known = status.wait_for(|status| status.revision >= revision);
+    tokio::select! {
+        () = cancel.cancelled() => {}
+        _ = known => {}
+    }
 }
 
 async fn watch_services(supervisor: SupervisorHandle, sender: mpsc::UnboundedSender<Event>, stop: CancellationToken) {

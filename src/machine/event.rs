@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
@@ -78,4 +79,13 @@ pub enum ReloadCause {
 pub enum StopCause {
     Signal(&'static str),
     Request,
+}
+
+impl fmt::Display for StopCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Signal(name) => write!(f, "stopped by {name}"),
+            Self::Request => f.write_str("stopped by request"),
+        }
+    }
 }

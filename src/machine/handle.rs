@@ -231,8 +231,10 @@ impl Machine {
             Event::WorkersStopped => self.workers_stopped(now, &mut effects),
             Event::ServicesStopped => self.services_stopped(&mut effects),
         }
+        // Two tell of them, and an older word may come later.
+        let known_from = self.known_from.max(self.latest.revision);
         if !self.going_live
-            && let Some(status) = self.news.take_if(|status| status.revision >= self.known_from)
+            && let Some(status) = self.news.take_if(|status| status.revision >= known_from)
         {
             self.services = summarize(&status);
             self.latest = status;
@@ -411,11 +413,7 @@ impl Machine {
         let replies: Vec<_> = reply.into_iter().collect();
         match self.ending {
             Ending::No => {
-                let why = match cause {
-                    StopCause::Signal(name) => format!("stopped by {name}"),
-                    StopCause::Request => "stopped by request".to_owned(),
-                };
-                self.enter(MachineState::Draining, Some(why), effects);
+                self.enter(MachineState::Draining, Some(cause.to_string()), effects);
                 let deadline = now + self.limits.grace;
                 self.ending = Ending::Workers { exit_code: 0, deadline, hurried: false };
                 effects.push(Effect::DrainWorkers {

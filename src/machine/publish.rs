@@ -9,7 +9,7 @@ use super::generation::Generation;
 use super::handle::Machine;
 use super::probation::Probation;
 use super::startup::Timeline;
-use crate::admin::{GenerationStatus, HostStatus, MachineIdentity, MachineStatus, Rejection};
+use crate::admin::{GenerationStatus, HostStatus, MachineIdentity, MachineState, MachineStatus, Rejection};
 use crate::base::{Name, Timestamp};
 use crate::host::GpusStatus;
 use crate::queue::QueueStats;
@@ -41,7 +41,7 @@ impl Publisher {
         };
         let status = MachineStatus {
             machine: identity.clone(),
-            state: crate::admin::MachineState::Starting,
+            state: MachineState::Starting,
             since: now,
             reason: Some("booting".to_owned()),
             started: false,
@@ -54,6 +54,22 @@ impl Publisher {
             host: HostStatus::default(),
         };
         Self { identity, timeline, status: Published::new(status), generation, turns: None, since: now }
+    }
+
+    /// What the boot is at, while there is no event loop to tell.
+    pub fn booting(&self, reason: &str) {
+        self.set(MachineState::Starting, self.since, reason.to_owned());
+    }
+
+    /// The machine ends without having started anything.
+    pub fn stopped(&self, reason: String) {
+        self.set(MachineState::Stopped, Timestamp::now(), reason);
+    }
+
+    fn set(&self, state: MachineState, since: Timestamp, reason: String) {
+        let before = self.status.get().as_ref().clone();
+        let (machine, startup) = (self.identity.clone(), self.timeline.steps());
+        self.status.set_if_changed(MachineStatus { machine, state, since, reason: Some(reason), startup, ..before });
     }
 
     pub fn committed(&mut self, generation: &Generation) {

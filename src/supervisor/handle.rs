@@ -1,5 +1,4 @@
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -25,8 +24,8 @@ pub struct SupervisorHandle {
     pub(super) status: Published<ServicesStatus>,
     pub(super) logs: LogDirectory,
     pub(super) trees: Trees,
-    /// The number of the newest spec that was handed over.
-    pub(super) revision: Arc<AtomicU64>,
+    /// The number of the newest message that has one; those are sent under its lock, in their order.
+    pub(super) revision: Arc<Mutex<u64>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -57,7 +56,7 @@ pub(super) enum Message {
     Start(Name),
     Stop(Name),
     Restart(Name),
-    StartAll,
+    StartAll(u64),
     StopAll {
         deadline: Instant,
         done: oneshot::Sender<()>,
@@ -115,9 +114,7 @@ impl SupervisorHandle {
     /// Makes `spec` the services that there are: what is new is started (or held), what is gone is stopped, what differs
     /// is updated or restarted, what is equal is not touched. Answers with the revision of the status that knows of it.
     pub fn apply(&self, spec: Arc<MachineSpec>, mode: StartMode) -> u64 {
-        let revision = self.revision.fetch_add(1, Ordering::Relaxed) + 1;
-        self.send(Message::Apply(spec, mode, revision));
-        revision
+        self.send_numbered(|revision| Message::Apply(spec, mode, revision))
     }
 
     /// # Errors
@@ -138,9 +135,9 @@ impl SupervisorHandle {
         self.send_to(name, Message::Restart(name.clone()))
     }
 
-    /// Starts every held service.
-    pub fn start_all(&self) {
-        self.send(Message::StartAll);
+    /// Starts every held service. Answers with the revision of the status in which they are wanted up.
+    pub fn start_all(&self) -> u64 {
+        self.send_numbered(Message::StartAll)
     }
 
     /// Stops everything, dependants before what they need; returns when nothing is left, at the latest shortly after
@@ -240,6 +237,13 @@ impl SupervisorHandle {
         }
         self.send(message);
         Ok(())
+    }
+
+    fn send_numbered(&self, message: impl FnOnce(u64) -> Message) -> u64 {
+        let mut revision = self.revision.lock().unwrap_or_else(PoisonError::into_inner);
+        *revision += 1;
+        self.send(message(*revision));
+        *revision
     }
 
     fn send(&self, message: Message) {

@@ -12,7 +12,7 @@ use crate::spec::Kind;
 /// All services as the supervisor sees them now.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ServicesStatus {
-    /// Of the newest spec that it is the outcome of, as [`super::SupervisorHandle::apply`] counts them.
+    /// Of the newest spec, or start of all, that it is the outcome of, as [`super::SupervisorHandle`] counts them.
     #[serde(default)]
     pub revision: u64,
     pub services: BTreeMap<Name, Arc<ServiceStatus>>,

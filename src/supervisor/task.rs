@@ -217,7 +217,8 @@ impl Supervisor {
             Message::Start(name) => self.turn(&name, Event::Start),
             Message::Stop(name) => self.turn(&name, Event::Stop),
             Message::Restart(name) => self.turn(&name, Event::Restart),
-            Message::StartAll => {
+            Message::StartAll(revision) => {
+                self.revision = revision;
                 let held = self.services.iter().filter(|(_, s)| {
                     s.life.desired == Desired::Down && s.life.state == State::Stopped && s.incarnation == 0
                 });

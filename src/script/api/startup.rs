@@ -38,7 +38,9 @@ mod functions {
     pub fn start_all() -> ScriptResult<()> {
         let call = Call::current()?;
         match call.world() {
-            World::Real(deps) => supervisor(deps)?.start_all(),
+            World::Real(deps) => {
+                supervisor(deps)?.start_all();
+            }
             World::MadeUp => testing::start_all_services(),
         }
         Ok(())
