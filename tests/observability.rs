@@ -17,17 +17,27 @@ use support::{free_port, wait_until};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Two GPUs, two services, a worker; jobs that no worker matches go to the service `nobody`.
+/// Two GPUs, two services, two workers, one of which has an account and says what its jobs cost; jobs that no worker matches go to the service `nobody`.
 const BUSY: &str = r#"
 fn services(m) { [
     #{ name: "plain", command: ["sleep", "1000"], restart: #{ initial: "10ms" } },
     #{ name: "other", command: ["sleep", "1000"] },
 ] }
-fn workers(m) { [ #{ name: "w", connector: "command", slots: 2 } ] }
+fn workers(m) { [ #{ name: "w", connector: "command", slots: 2 }, #{ name: "paid", connector: "simulation" } ] }
 "#;
 
-const SETTINGS: &str =
-    "[connectors.command.vars.programs]\nsha256 = [\"sha256sum\"]\nfalse = [\"false\"]\n[resources]\nevery = \"1s\"\n";
+/// Nobody takes its spans.
+const SETTINGS: &str = r#"
+[connectors.command.vars.programs]
+sha256 = ["sha256sum"]
+false = ["false"]
+[connectors.simulation]
+account = "key"
+[resources]
+every = "1s"
+[telemetry]
+otlp_endpoint = "http://127.0.0.1:1"
+"#;
 
 fn prometheus_dir() -> PathBuf {
     repository().join("docker/prometheus")
@@ -210,6 +220,8 @@ fn a_prometheus_that_scrapes_a_busy_machine_fills_the_dashboard() {
     wait_until("every query of the dashboard to have data", LIMIT, || {
         // Jobs go on, so that rates have something to show.
         submit(&machine, &json!({ "service": "command", "payload": { "program": "sha256", "stdin": "x" } }));
+        let usage = json!({ "images": 2, "cost_usd": 0.25 });
+        submit(&machine, &json!({ "service": "simulation", "payload": { "duration": 0, "steps": 1, "usage": usage } }));
         let before = open.len();
         open.retain(|(panel, query)| {
             let Some(found) = prometheus.query(query) else { return true };
