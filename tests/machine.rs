@@ -382,7 +382,7 @@ fn on_event(m, event) {
 fn a_machine_has_not_started_before_what_the_sequence_did_not_name_is_up() {
     let mut machine = Machine::new("", "");
     let go = machine.dir.path().join("go");
-    let probe = format!("#{{ command: [\"test\", \"-e\", \"{}\"], every: \"20ms\" }}", go.display());
+    let probe = format!("#{{ exec: [\"test\", \"-e\", \"{}\"], every: \"20ms\" }}", go.display());
     let service = format!("#{{ name: \"slow\", command: [\"sleep\", \"1000\"], ready: {probe} }}");
     machine.write("machine.rhai", &format!("fn services(m) {{ [ {service} ] }}\nfn startup(m) {{ }}\n"));
     machine.start();
