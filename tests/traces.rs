@@ -315,13 +315,17 @@ async fn jobs_go_on_whatever_the_receiver_does() {
         let mut machine = machine(&backend, Some(&url));
         machine.environment.push(("OTEL_BSP_MAX_QUEUE_SIZE".into(), "4".into()));
         machine.environment.push(("OTEL_BSP_MAX_EXPORT_BATCH_SIZE".into(), "2".into()));
+        machine.environment.push(("OTEL_EXPORTER_OTLP_TIMEOUT".into(), "200".into()));
         start(&mut machine);
         for _ in 0..5 {
             let job = json!({ "service": "asks", "payload": { "fail": false } });
             assert_eq!(run(&machine, job, &[]).await["state"], "completed");
         }
-        let metrics = machine.get("/metrics");
-        assert!(metrics.contains("machinist_spans_dropped_total{reason="), "{metrics}");
+        // Also the one that never answers is given up, and that is said: it does not stop the export for good.
+        support::wait_until("a batch that is given up", LIMIT, || {
+            machine.get("/metrics").contains("machinist_spans_dropped_total{reason=\"export_failed\"}").then_some(())
+        });
+        assert!(machine.log().contains("traces cannot be exported to"), "{}", machine.log());
         let begun = std::time::Instant::now();
         assert_eq!(machine.stop(), Some(0));
         assert!(begun.elapsed() < Duration::from_secs(5), "the end waits a moment for the receiver, no longer");

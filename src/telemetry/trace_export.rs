@@ -16,6 +16,8 @@ use super::Traces;
 const QUEUE: usize = 2_048;
 const BATCH: usize = 512;
 const DELAY: Duration = Duration::from_secs(5);
+/// How long a batch may take, as `OTEL_EXPORTER_OTLP_TIMEOUT` says otherwise.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Clone)]
 pub(super) struct Exporting {
@@ -68,11 +70,16 @@ impl Traces {
             );
         }
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let client = reqwest::Client::builder().build().map_err(|cause| cause.to_string())?;
+        let millis = ["OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT"].into_iter().find_map(variable);
+        let timeout = millis.and_then(|text| text.parse().ok()).filter(|millis| *millis > 0);
+        let timeout = timeout.map_or(TIMEOUT, Duration::from_millis);
+        // The exporter looks at its time between tries only: a receiver that never answers would hold it up for ever.
+        let client = reqwest::Client::builder().timeout(timeout).build().map_err(|cause| cause.to_string())?;
         let exporter = opentelemetry_otlp::SpanExporter::builder()
             .with_http()
             .with_http_client(client)
             .with_protocol(opentelemetry_otlp::Protocol::HttpBinary)
+            .with_timeout(timeout)
             .with_endpoint(&address);
         let mut exporter = exporter.build().map_err(|cause| cause.to_string())?;
         let resource = resource(about);
