@@ -4,6 +4,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
+use machinist::base::Timestamp;
 use serde_json::{Value, json};
 use support::machine::{LIMIT, Machine};
 use support::redis::RedisServer;
@@ -129,5 +130,54 @@ fn a_rate_limit_holds_a_worker_without_an_account_alone() {
     assert_eq!((&job["attempts"], &job["state"]), (&json!(0), &json!("delayed")), "{job}");
     assert!(alone.cli(&["jobs", "cancel", &limited]).status.success());
     alone.wait("the worker to go on", |status| status["workers"]["w"]["state"] == "active");
+    assert_eq!(alone.json(&["queue", "accounts"])["accounts"], json!([]));
+}
+
+/// Its check holds, and what it asks for is refused while the file is there: a day's quota that is spent.
+const SPENT: &str = r#"
+const CONFIG = #{ spent: #{ type: "string" } };
+fn check(ctx) { true }
+fn run(job, ctx) {
+    if fs::exists(ctx.vars.spent) { throw account("429 the day's quota is spent"); }
+    #{ done: true }
+}
+"#;
+
+fn claims(machine: &Machine, job: &str) -> Vec<Timestamp> {
+    let answer = machine.get(&format!("/jobs/{job}/events"));
+    let body = answer.split_once("\r\n\r\n").map_or(answer.as_str(), |(_, body)| body);
+    let answer: Value = serde_json::from_str(body).unwrap_or_else(|_| panic!("{answer}"));
+    let events = answer["events"].as_array().unwrap();
+    let claims = events.iter().filter(|event| event["kind"] == "claimed");
+    claims.map(|event| serde_json::from_value(event["at"].clone()).unwrap()).collect()
+}
+
+#[test]
+fn a_worker_without_an_account_rests_longer_and_longer_while_its_check_holds_and_its_account_is_refused() {
+    let server = RedisServer::start(&[]);
+    let script = WORKERS.replace("simulation", "spent");
+    let mut alone = Machine::new(&script, "");
+    let spent = alone.path("spent");
+    std::fs::write(&spent, "").unwrap();
+    let settings =
+        format!("[queue]\nurl = \"{}\"\n[connectors.spent.vars]\nspent = \"{}\"\n", server.url(), spent.display());
+    alone.write("machine.toml", &settings);
+    alone.write("connectors/spent.rhai", SPENT);
+    alone.start();
+    alone.wait_healthy();
+    let job = alone.json(&["jobs", "submit", "spent"])["id"].as_str().unwrap().to_owned();
+    let status = alone.wait("the worker to rest", |status| status["workers"]["w"]["state"] == "not_ready");
+    let reason = status["workers"]["w"]["reason"].as_str().unwrap();
+    assert!(reason.contains("its account is refused although the check holds"), "{reason}");
+    assert!(reason.ends_with("429 the day's quota is spent"), "{reason}");
+    let third = wait("the third claim", &alone, || claims(&alone, &job).get(2).copied());
+    let claimed = claims(&alone, &job);
+    assert!(third.since(claimed[0]) >= Duration::from_secs(3), "1 s, then 2 s: {claimed:?}");
+    assert_eq!(state(&alone, &job)["attempts"], 0, "nobody is charged");
+    // Paid for: the next one that is tried is done, and all slots claim again.
+    std::fs::remove_file(&spent).unwrap();
+    wait("the job to be done", &alone, || (state(&alone, &job)["state"] == "completed").then_some(()));
+    alone.wait("the worker to go on", |status| status["workers"]["w"]["state"] == "active");
+    assert!(claims(&alone, &job).len() <= 4, "{:?}", claims(&alone, &job));
     assert_eq!(alone.json(&["queue", "accounts"])["accounts"], json!([]));
 }

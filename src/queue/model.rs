@@ -338,7 +338,8 @@ pub enum FailureClass {
     WrongMachine,
     /// The connector's account is at fault (no credit, key refused): back to the queue, no attempt charged. Where the
     /// connector has an account, all workers that use it stop claiming until one job that is tried for all has shown that
-    /// it works; else this worker does until its check passes.
+    /// it works; else this worker does, until its check passes and one job that is tried after a pause (1 s, doubling, up
+    /// to 5 min) is done.
     Account,
     /// The backend says to come again later: back to the queue until then, no attempt charged the first ten times, and
     /// nothing more is claimed for this connector's account meanwhile.

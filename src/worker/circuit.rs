@@ -1,9 +1,9 @@
-//! Whether a worker may claim whose jobs fail one after the other, though its connector's check holds.
+//! Whether a worker may claim whose jobs fail one after the other, or are refused, though its connector's check holds.
 //!
 //! ```text
-//!   closed -- 5 jobs in a row fail --> open -- pause --> one job on trial -- done --> closed
-//!                                       ^                       |
-//!                                       +---- fails: longer ----+
+//!   closed -- 5 jobs in a row fail, --> open -- pause --> one job on trial -- done --> closed
+//!             or one is refused          ^                       |
+//!                                        +---- fails: longer ----+
 //! ```
 
 use std::collections::BTreeSet;
@@ -16,8 +16,8 @@ use crate::queue::{Failure, JobId};
 const IN_A_ROW: usize = 5;
 pub(super) const PAUSE: Duration = Duration::from_secs(1);
 pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-const PAUSES: Backoff =
-    Backoff { initial: Seconds::new(PAUSE), max: Seconds::new(LONGEST_PAUSE), factor: 2.0, jitter: 0.0 };
+/// The longest pause of an account that is at fault: somebody has to pay, or to put in another key.
+pub(super) const LONGEST_ACCOUNT: Duration = Duration::from_mins(5);
 
 #[derive(Debug, Default)]
 pub(super) struct Circuit {
@@ -29,11 +29,30 @@ pub(super) struct Circuit {
 
 #[derive(Debug)]
 struct Open {
+    cause: Cause,
     until: Instant,
     pauses: u32,
     last: String,
-    /// A job was claimed after the pause and has not ended.
-    trial: bool,
+    /// The job that was claimed after the pause and has not ended.
+    trial: Option<JobId>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cause {
+    Failures,
+    /// The account is at fault, though the check holds. One is enough: nothing is wrong with the job.
+    Account,
+}
+
+impl Cause {
+    fn pause(self, pauses: u32) -> Duration {
+        let max = match self {
+            Self::Failures => LONGEST_PAUSE,
+            Self::Account => LONGEST_ACCOUNT,
+        };
+        let pauses_of = Backoff { initial: Seconds::new(PAUSE), max: Seconds::new(max), factor: 2.0, jitter: 0.0 };
+        pauses_of.delay(pauses, 0.0)
+    }
 }
 
 /// Why nothing may be claimed, and for how long; without a time, until the job on trial has ended.
@@ -51,18 +70,24 @@ impl Circuit {
         }
         let Some(open) = &self.open else { return Ok(free) };
         let wait = open.until.saturating_duration_since(now);
-        if wait.is_zero() && !open.trial {
+        if wait.is_zero() && open.trial.is_none() {
             return Ok(free.min(1));
         }
-        let why =
-            format!("{} jobs in a row failed, so one is tried at a time; the last: {}", self.failed.len(), open.last);
-        Err(Shut { why, wait: (!open.trial).then_some(wait) })
+        let why = format!("{}, so one is tried at a time; the last: {}", self.what(open.cause), open.last);
+        Err(Shut { why, wait: open.trial.is_none().then_some(wait) })
     }
 
-    /// Jobs were claimed.
-    pub fn claimed(&mut self) {
+    fn what(&self, cause: Cause) -> String {
+        match cause {
+            Cause::Failures => format!("{} jobs in a row failed", self.failed.len()),
+            Cause::Account => "its account is refused although the check holds".to_owned(),
+        }
+    }
+
+    /// The first of the jobs that were claimed.
+    pub fn claimed(&mut self, job: &JobId) {
         if let Some(open) = &mut self.open {
-            open.trial = true;
+            open.trial = Some(job.clone());
         }
     }
 
@@ -73,17 +98,17 @@ impl Circuit {
     }
 
     /// The backend takes no more until then.
-    pub fn rest(&mut self, until: Instant, why: &str) {
-        self.ended();
+    pub fn rest(&mut self, job: &JobId, until: Instant, why: &str) {
+        self.ended(job);
         if self.rest.as_ref().is_none_or(|(known, _)| *known < until) {
             self.rest = Some((until, why.to_owned()));
         }
     }
 
-    /// Why it is open, when it is.
+    /// Why it is open for jobs that failed, when it is.
     pub fn opened(&self) -> Option<String> {
-        let open = self.open.as_ref()?;
-        Some(format!("{} jobs in a row failed; the last: {}", self.failed.len(), open.last))
+        let open = self.open.as_ref().filter(|open| open.cause == Cause::Failures)?;
+        Some(format!("{}; the last: {}", self.what(open.cause), open.last))
     }
 
     /// An attempt failed that another one may not fail.
@@ -92,36 +117,70 @@ impl Circuit {
         if self.failed.len() < 1000 {
             self.failed.insert(job.clone());
         }
-        let pauses = match &self.open {
+        let cause = match &self.open {
+            // Whatever else goes wrong, the account has not been seen to work.
+            Some(open) => open.cause,
             None if self.failed.len() < IN_A_ROW => return,
-            None => 1,
-            Some(open) if open.trial => open.pauses.saturating_add(1),
-            // It ran before.
-            Some(_) => return,
+            None => Cause::Failures,
         };
-        let until = now + PAUSES.delay(pauses, 0.0);
-        self.open = Some(Open { until, pauses, last: failure.message.clone(), trial: false });
+        self.opens(cause, job, &failure.message, now);
+    }
+
+    /// The account was refused.
+    pub fn refused(&mut self, job: &JobId, why: &str, now: Instant) {
+        self.opens(Cause::Account, job, why, now);
+    }
+
+    fn opens(&mut self, cause: Cause, job: &JobId, why: &str, now: Instant) {
+        let pauses = match &self.open {
+            None => 1,
+            // It ran before.
+            Some(open) if open.trial.as_ref() != Some(job) => return,
+            Some(open) if open.cause == cause => open.pauses.saturating_add(1),
+            Some(_) => 1,
+        };
+        let until = now + cause.pause(pauses);
+        self.open = Some(Open { cause, until, pauses, last: why.to_owned(), trial: None });
     }
 
     /// It ended in a way that says nothing of the backend.
-    pub fn ended(&mut self) {
+    pub fn ended(&mut self, job: &JobId) {
         if let Some(open) = &mut self.open {
-            open.trial = false;
+            open.trial.take_if(|trial| trial == job);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Circuit, IN_A_ROW};
+    use super::{Circuit, IN_A_ROW, Shut};
     use crate::queue::{Failure, FailureClass, JobId};
     use std::time::{Duration, Instant};
 
+    fn id(job: usize) -> JobId {
+        JobId::new(&format!("j{job}")).unwrap()
+    }
+
     fn fail(circuit: &mut Circuit, jobs: impl IntoIterator<Item = usize>, now: Instant) {
         for job in jobs {
-            let failure = Failure::new(FailureClass::Retryable, format!("no {job}"));
-            circuit.failed(&JobId::new(&format!("j{job}")).unwrap(), &failure, now);
+            circuit.failed(&id(job), &Failure::new(FailureClass::Retryable, format!("no {job}")), now);
         }
+    }
+
+    fn refuse(circuit: &mut Circuit, jobs: impl IntoIterator<Item = usize>, now: Instant) {
+        for job in jobs {
+            circuit.refused(&id(job), &format!("no credit for {job}"), now);
+        }
+    }
+
+    /// Lets a pause pass, and has the job tried after it.
+    fn try_one(circuit: &mut Circuit, job: usize, now: &mut Instant) -> Shut {
+        let shut = circuit.may_claim(8, *now).unwrap_err();
+        *now += shut.wait.unwrap();
+        assert_eq!(circuit.may_claim(8, *now), Ok(1));
+        circuit.claimed(&id(job));
+        assert_eq!(circuit.may_claim(7, *now).unwrap_err().wait, None);
+        shut
     }
 
     #[test]
@@ -146,13 +205,9 @@ mod tests {
         fail(&mut circuit, 0..IN_A_ROW, now);
         let mut pauses = Vec::new();
         for job in 100..107 {
-            let shut = circuit.may_claim(8, now).unwrap_err();
+            let shut = try_one(&mut circuit, job, &mut now);
             assert!(shut.why.contains("jobs in a row failed"), "{}", shut.why);
             pauses.push(shut.wait.unwrap().as_secs());
-            now += shut.wait.unwrap();
-            assert_eq!(circuit.may_claim(8, now), Ok(1));
-            circuit.claimed();
-            assert_eq!(circuit.may_claim(7, now).unwrap_err().wait, None);
             fail(&mut circuit, [job], now);
         }
         assert_eq!(pauses, [1, 2, 4, 8, 16, 30, 30]);
@@ -161,17 +216,71 @@ mod tests {
     }
 
     #[test]
+    fn an_account_that_is_refused_opens_it_at_once_and_for_longer_each_time() {
+        let (mut circuit, mut now) = (Circuit::default(), Instant::now());
+        // Of eight that run, all are refused, and that is once.
+        refuse(&mut circuit, 0..8, now);
+        let mut pauses = Vec::new();
+        for _ in 0..11 {
+            // The same job: it goes back to the head of the queue.
+            let shut = try_one(&mut circuit, 0, &mut now);
+            assert!(shut.why.starts_with("its account is refused"), "{}", shut.why);
+            assert!(shut.why.ends_with("no credit for 0"), "{}", shut.why);
+            pauses.push(shut.wait.unwrap().as_secs());
+            refuse(&mut circuit, [0], now);
+        }
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]);
+        circuit.succeeded();
+        assert_eq!(circuit.may_claim(8, now), Ok(8));
+        refuse(&mut circuit, [0], now);
+        assert_eq!(circuit.may_claim(8, now).unwrap_err().wait, Some(Duration::from_secs(1)), "it starts over");
+    }
+
+    #[test]
+    fn a_trial_that_fails_otherwise_does_not_show_that_the_account_works() {
+        let (mut circuit, mut now) = (Circuit::default(), Instant::now());
+        refuse(&mut circuit, [0], now);
+        try_one(&mut circuit, 1, &mut now);
+        fail(&mut circuit, [1], now);
+        let shut = circuit.may_claim(8, now).unwrap_err();
+        assert_eq!(shut.wait, Some(Duration::from_secs(2)));
+        assert!(shut.why.starts_with("its account is refused") && shut.why.ends_with("no 1"), "{}", shut.why);
+        assert_eq!(circuit.opened(), None, "which is no word of jobs that fail");
+    }
+
+    #[test]
+    fn an_account_that_is_refused_while_jobs_fail_is_what_is_said() {
+        let (mut circuit, mut now) = (Circuit::default(), Instant::now());
+        fail(&mut circuit, 0..IN_A_ROW, now);
+        try_one(&mut circuit, 9, &mut now);
+        fail(&mut circuit, [9], now);
+        try_one(&mut circuit, 9, &mut now);
+        refuse(&mut circuit, [9], now);
+        let shut = circuit.may_claim(8, now).unwrap_err();
+        assert_eq!(shut.wait, Some(Duration::from_secs(1)));
+        assert!(shut.why.starts_with("its account is refused"), "{}", shut.why);
+    }
+
+    #[test]
     fn what_ran_before_it_opened_changes_no_pause() {
-        let (mut circuit, now) = (Circuit::default(), Instant::now());
+        let (mut circuit, mut now) = (Circuit::default(), Instant::now());
         fail(&mut circuit, 0..40, now);
         assert_eq!(circuit.may_claim(8, now).unwrap_err().wait, Some(Duration::from_secs(1)));
+        // Not while another is tried, either.
+        try_one(&mut circuit, 50, &mut now);
+        fail(&mut circuit, 40..45, now);
+        refuse(&mut circuit, 45..48, now);
+        circuit.ended(&id(48));
+        assert_eq!(circuit.may_claim(8, now).unwrap_err().wait, None, "the one on trial has not ended");
+        fail(&mut circuit, [50], now);
+        assert_eq!(circuit.may_claim(8, now).unwrap_err().wait, Some(Duration::from_secs(2)));
     }
 
     #[test]
     fn a_backend_that_says_when_is_left_alone_until_then_whatever_else_is_done() {
         let (mut circuit, now) = (Circuit::default(), Instant::now());
-        circuit.rest(now + Duration::from_secs(30), "slow down");
-        circuit.rest(now + Duration::from_secs(10), "sooner");
+        circuit.rest(&id(1), now + Duration::from_secs(30), "slow down");
+        circuit.rest(&id(2), now + Duration::from_secs(10), "sooner");
         circuit.succeeded();
         let shut = circuit.may_claim(8, now).unwrap_err();
         assert_eq!((shut.why.as_str(), shut.wait), ("slow down", Some(Duration::from_secs(30))));
@@ -180,11 +289,10 @@ mod tests {
 
     #[test]
     fn a_trial_that_says_nothing_is_followed_by_another() {
-        let (mut circuit, now) = (Circuit::default(), Instant::now());
+        let (mut circuit, mut now) = (Circuit::default(), Instant::now());
         fail(&mut circuit, 0..IN_A_ROW, now);
-        let later = now + Duration::from_secs(1);
-        circuit.claimed();
-        circuit.ended();
-        assert_eq!(circuit.may_claim(8, later), Ok(1));
+        try_one(&mut circuit, 7, &mut now);
+        circuit.ended(&id(7));
+        assert_eq!(circuit.may_claim(8, now), Ok(1));
     }
 }

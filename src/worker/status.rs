@@ -27,7 +27,7 @@ pub struct WorkerStatus {
 pub enum WorkerState {
     /// Services it needs are not ready.
     Waiting,
-    /// The connector's check fails.
+    /// The connector's check fails, or its jobs do, or are refused, although it holds.
     NotReady,
     /// The account that it shares with others is held: nobody claims with it.
     Held,

@@ -29,8 +29,6 @@ const CHECK_HOLDING: Duration = Duration::from_secs(30);
 const PUBLISH_EVERY: Duration = Duration::from_millis(5);
 /// How many models a worker is taken to have loaded.
 const MAX_LOADED: usize = 2;
-/// The longest pause of an account that is at fault: somebody has to pay, or to put in another key.
-const LONGEST_ACCOUNT: Duration = Duration::from_mins(5);
 /// How long the queue may take to hold an account, before the job's outcome is handed over all the same.
 const HOLD_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a connector may take to stop once it was told.
@@ -208,6 +206,7 @@ impl Shared {
     async fn run(self: Arc<Self>, jobs: &TaskTracker) {
         gauge!("machinist_worker_slots", "worker" => self.config.name.to_string()).set(f64::from(*lock(&self.slots)));
         let mut registered = false;
+        let mut account = None;
         let mut checked: Option<Instant> = None;
         let mut ready = self.config.ready.clone();
         while self.drain.borrow().is_none() {
@@ -237,7 +236,10 @@ impl Shared {
             if self.outdated.swap(false, Ordering::Relaxed) || !registered {
                 let capabilities = lock(&self.capabilities).clone();
                 match self.config.broker.register(&self.config.registration, &capabilities).await {
-                    Ok(()) => registered = true,
+                    Ok(()) => {
+                        registered = true;
+                        account = capabilities.account;
+                    }
                     Err(cause) => {
                         self.outdated.store(true, Ordering::Relaxed);
                         self.set_state(WorkerState::Disconnected, Some(cause.to_string()));
@@ -272,11 +274,11 @@ impl Shared {
                 Ok(claims) => {
                     self.set_state(WorkerState::Active, None);
                     let none = claims.is_empty();
-                    if !none {
-                        lock(&self.circuit).claimed();
+                    if let Some(first) = claims.first() {
+                        lock(&self.circuit).claimed(&first.token.job);
                     }
                     for claim in claims {
-                        self.begin(claim, jobs);
+                        self.begin(claim, account.clone(), jobs);
                     }
                     if none {
                         self.wait_for_jobs(&mut checked, &mut ready).await;
@@ -360,7 +362,7 @@ impl Shared {
         self.stopped.cancel();
     }
 
-    fn begin(self: &Arc<Self>, claim: Claim, jobs: &TaskTracker) {
+    fn begin(self: &Arc<Self>, claim: Claim, account: Option<Name>, jobs: &TaskTracker) {
         let (broker, token) = (Arc::clone(&self.config.broker), claim.token.clone());
         let reporter = Arc::new(Reporter::start(broker, token, &self.config.connector_name, &claim.job.usage));
         let cancel = CancellationToken::new();
@@ -376,12 +378,14 @@ impl Shared {
         lock(&self.running).insert(claim.token.job.clone(), running);
         self.publish();
         let (this, connector) = (Arc::clone(self), Arc::clone(&lock(&self.connector)));
-        jobs.spawn(async move { this.run_job(claim, connector, cancel, &why, reporter).await });
+        jobs.spawn(async move { this.run_job(claim, account, connector, cancel, &why, reporter).await });
     }
 
+    /// `account`: what the job was claimed with, and learns something of; an edit may have put in another one since.
     async fn run_job(
         self: Arc<Self>,
         claim: Claim,
+        account: Option<Name>,
         connector: Arc<dyn Connector>,
         cancel: CancellationToken,
         why: &Mutex<Option<StopReason>>,
@@ -457,7 +461,6 @@ impl Shared {
                 loaded.pop_front();
             }
         }
-        let account = lock(&self.capabilities).account.clone();
         let lesson = self.learn(&id, &outcome, account.is_some(), claim.trial);
         // After another outcome the worker may have to claim no more.
         let slot_left = matches!(outcome, Outcome::Completed(_));
@@ -473,7 +476,9 @@ impl Shared {
             let service = label("machinist_jobs_finished_total", &service);
             counter!("machinist_jobs_finished_total", "service" => service, "outcome" => "completed").increment(1);
         }
-        self.deliver(&claim.token, &outcome, account.filter(|_| claim.trial)).await;
+        let tried = account.filter(|_| claim.trial);
+        let tried = tried.filter(|tried| lock(&self.capabilities).account.as_ref() == Some(tried));
+        self.deliver(&claim.token, &outcome, tried).await;
         if result.is_none() {
             self.config.events.emit(&JobOverdue { worker: self.config.name.clone(), job: id.clone() });
             // The slot is free when the work has stopped, not before.
@@ -494,7 +499,7 @@ impl Shared {
         let Outcome::Failed(failure) = outcome else {
             match outcome {
                 Outcome::Completed(_) => circuit.succeeded(),
-                _ => circuit.ended(),
+                _ => circuit.ended(job),
             }
             return None;
         };
@@ -509,21 +514,27 @@ impl Shared {
                 Some(Lesson { pause, longest, cause: "failures", why })
             }
             FailureClass::RateLimited if shared => {
-                circuit.ended();
+                circuit.ended(job);
                 Some(Lesson { pause: failure.rate_pause(), longest: None, cause: "rate", why: said })
             }
             FailureClass::RateLimited => {
-                circuit.rest(Instant::now() + failure.rate_pause(), &said);
+                circuit.rest(job, Instant::now() + failure.rate_pause(), &said);
+                None
+            }
+            FailureClass::Account if !shared => {
+                // Where the check does not see it, the same job would be claimed again at once.
+                circuit.refused(job, &said, Instant::now());
+                self.recheck.notify_one();
                 None
             }
             FailureClass::Account => {
-                circuit.ended();
+                circuit.ended(job);
                 self.recheck.notify_one();
-                let (pause, longest) = (CHECK_HOLDING, Some(LONGEST_ACCOUNT));
+                let (pause, longest) = (CHECK_HOLDING, Some(circuit::LONGEST_ACCOUNT));
                 Some(Lesson { pause, longest, cause: "account", why: said })
             }
             FailureClass::Fatal | FailureClass::WrongMachine | FailureClass::Cancelled => {
-                circuit.ended();
+                circuit.ended(job);
                 None
             }
         }
@@ -535,7 +546,12 @@ impl Shared {
         let (account, token) = (account.clone(), token.clone());
         let request = HoldRequest { account, token, pause, longest, why };
         let held = tokio::time::timeout(HOLD_PATIENCE, self.config.broker.hold(&request)).await;
-        let Ok(Ok((until, news))) = held else { return };
+        let Ok(Ok((until, news))) = held else {
+            if cause == "account" {
+                lock(&self.circuit).refused(&request.token.job, &request.why, Instant::now());
+            }
+            return;
+        };
         // From here on the account's hold stands for it.
         *lock(&self.circuit) = Circuit::default();
         if news {

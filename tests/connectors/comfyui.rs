@@ -296,8 +296,7 @@ async fn each_end_has_its_class() {
         (Way::Lost, FailureClass::Retryable, "does not know the prompt"),
     ] {
         let (backend, _) = comfy(way).await;
-        let vars = with(vars(&backend), &json!({ "account_pause": "10ms" }));
-        let attempt = attempt("comfyui", &vars, &job()).await;
+        let attempt = attempt("comfyui", &vars(&backend), &job()).await;
         assert_eq!(attempt.fate(), (class, None), "{}", attempt.failure());
         assert!(attempt.failure().message.contains(why), "{}", attempt.failure());
         let freed = usize::from(way == Way::Fails("torch.OutOfMemoryError"));

@@ -10,7 +10,7 @@ const GENERATE: &str = "POST /v1beta/models/gemini-2.5-flash:generateContent";
 const STREAM: &str = "POST /v1beta/models/gemini-2.5-flash:streamGenerateContent";
 
 fn vars(backend: &Backend) -> Value {
-    json!({ "base_url": backend.url(), "api_key_env": KEY_NAME, "model": "gemini-2.5-flash", "account_pause": "10ms" })
+    json!({ "base_url": backend.url(), "api_key_env": KEY_NAME, "model": "gemini-2.5-flash" })
 }
 
 fn chat(stream: bool) -> Value {

@@ -69,7 +69,8 @@ mod functions {
     }
 
     /// The connector's account is at fault (no credit, key refused): the job goes back to the queue, no attempt is
-    /// charged, and the worker claims nothing until its `check` holds again. Where the connector has an account in
+    /// charged, and the worker claims nothing until its `check` holds again. Where that holds all the same, one job is tried
+    /// at a time, after pauses of 1 s, each time twice as long, 5 min at most. Where the connector has an account in
     /// `machine.toml`, all workers that share it, on all machines, claim nothing for 30 s; then one job is tried, and only
     /// when that is done do the others go on.
     pub fn account(message: &str) -> Failure {
