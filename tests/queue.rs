@@ -123,6 +123,7 @@ conformance! {
     hostile_inbox_entries_are_refused_or_taken_in
     workers_of_one_account_keep_its_limits_together
     a_held_account_is_tried_by_one_job_for_all
+    an_account_that_nobody_has_is_forgotten
     a_trial_whose_worker_dies_is_followed_by_another
     a_rate_limit_costs_no_attempt_but_not_for_ever
     what_a_job_used_up_is_kept_with_it
@@ -1725,6 +1726,12 @@ async fn machines_are_listed_while_they_speak_and_remembered_after(backend: Back
     let again = queue.broker.machines().await.unwrap();
     assert_eq!((again.len(), again[1].presence), (250, Presence::Present));
     let Some(server) = &queue.server else { return };
+    // What cannot be read hides no other.
+    for entry in ["junk", "1 2 {no json"] {
+        server.command(&["HSET", "{test}:mw", "zz", entry]);
+        assert_eq!(queue.broker.machines().await.unwrap().len(), 250);
+    }
+    server.command(&["HDEL", "{test}:mw", "zz"]);
     // For others to see: a key that ends with the presence.
     let ttl = |machine: &str| -> i64 {
         server.command(&["PTTL", &format!("{{test}}:machine:{machine}")]).trim().parse().unwrap()
@@ -2068,6 +2075,47 @@ async fn a_trial_whose_worker_dies_is_followed_by_another(backend: Backend) {
     let status = queue.account().await;
     assert_eq!((status.hold, status.running), (None, 0));
     assert_eq!(queue.broker.verify(false).await.unwrap(), Vec::<String>::new());
+}
+
+async fn an_account_that_nobody_has_is_forgotten(backend: Backend) {
+    let queue = backend.open();
+    let broker = queue.broker.as_ref();
+    let known = || async {
+        assert_eq!(broker.verify(false).await.unwrap(), Vec::<String>::new());
+        let all = broker.accounts().await.unwrap();
+        all.into_iter().map(|status| status.account.to_string()).collect::<Vec<_>>()
+    };
+    let (a, b) = (queue.sharing(broker, "a", "1").await, queue.sharing(broker, "b", "1").await);
+    broker.deregister(&a).await.unwrap();
+    assert_eq!(known().await, ["key"], "one still has it");
+    broker.deregister(&b).await.unwrap();
+    assert_eq!(known().await, [""; 0]);
+    // An edit puts in another one, and then none.
+    let a = queue.sharing(broker, "a", "2").await;
+    broker.register(&a, &capabilities("a", json!({ "account": "other" }))).await.unwrap();
+    assert_eq!(known().await, ["other"]);
+    broker.register(&a, &capabilities("a", json!({}))).await.unwrap();
+    assert_eq!(known().await, [""; 0]);
+    broker.deregister(&a).await.unwrap();
+    // A limit is kept for whoever comes, and forgotten when it is lifted.
+    broker.set_limit(&account_scope(), Limit { max_running: Some(3), ..Limit::default() }).await.unwrap();
+    broker.deregister(&queue.sharing(broker, "a", "3").await).await.unwrap();
+    assert_eq!(known().await, ["key"]);
+    broker.set_limit(&account_scope(), Limit::default()).await.unwrap();
+    assert_eq!(known().await, [""; 0]);
+    // So is a hold: a machine that starts again must not make it shorter.
+    let a = queue.sharing(broker, "a", "4").await;
+    queue.submit(json!({})).await;
+    let claim = queue.claim(&a).await.unwrap();
+    // Its job fails when its worker has another one already.
+    broker.register(&a, &capabilities("a", json!({ "account": "other" }))).await.unwrap();
+    queue.hold(&claim, Duration::from_millis(1), Some(Duration::from_secs(1))).await;
+    broker.release(&claim.token, "it failed").await.unwrap();
+    broker.deregister(&a).await.unwrap();
+    assert_eq!(known().await, ["key"]);
+    assert!(queue.account().await.hold.is_some());
+    assert!(broker.lift(&Name::new("key").unwrap()).await.unwrap());
+    assert_eq!(known().await, [""; 0]);
 }
 
 async fn a_rate_limit_costs_no_attempt_but_not_for_ever(backend: Backend) {

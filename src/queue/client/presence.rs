@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use super::{Client, Result, codec};
 use crate::base::{Name, Timestamp};
 use crate::queue::store::Reply;
-use crate::queue::{BrokerError, KnownMachine, Presence, Word};
+use crate::queue::{KnownMachine, Presence, Word};
 
 /// Summaries that one call reads: some hundred bytes each.
 const PAGE: usize = 100;
@@ -25,8 +25,10 @@ impl Client {
             let now = codec::time(&part().text()?)?;
             from = part().text()?;
             for (id, entry) in part().pairs()? {
-                let machine = known(&id, &entry, now)?;
-                found.insert(id, machine);
+                // One that cannot be read must not hide the others; its machine's next word replaces it.
+                if let Some(machine) = known(&id, &entry, now) {
+                    found.insert(id, machine);
+                }
             }
             if from.is_empty() {
                 return Ok(found.into_values().collect());
@@ -35,15 +37,15 @@ impl Client {
     }
 }
 
-fn known(id: &str, entry: &str, now: Timestamp) -> Result<KnownMachine> {
-    let id = Name::new(id).map_err(|cause| BrokerError::damaged(&cause))?;
+fn known(id: &str, entry: &str, now: Timestamp) -> Option<KnownMachine> {
+    let id = Name::new(id).ok()?;
     let mut parts = entry.splitn(3, ' ');
     let mut part = || parts.next().unwrap_or_default();
-    let (said, until) = (codec::time(part())?, codec::time(part())?);
+    let (said, until) = (codec::time(part()).ok()?, codec::time(part()).ok()?);
     let presence = match () {
         () if until > now => Presence::Present,
         () if until == said => Presence::Left,
         () => Presence::Lost,
     };
-    Ok(KnownMachine { id, presence, said, until, summary: codec::json(part())? })
+    Some(KnownMachine { id, presence, said, until, summary: codec::json(part()).ok()? })
 }

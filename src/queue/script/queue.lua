@@ -29,6 +29,7 @@
 --   lim scope -> "max rate burst paused"; run scope -> running; tb token buckets; pk:<scope> parked classes; pb; ut
 --   al the same as lim of accounts, which hold back who claims and not what waits; ah account -> "until pauses id fence why"
 --     of holds; hw:<account> incarnations that wait for it, since when; ha accounts that somebody waits for; aa all accounts
+--     that are known; an account -> how many incarnations have it
 --   vt, ft:<base> virtual time of fair queueing; wf, wfz place of a workflow; ik, ki idempotency; uq, uk unique keys
 --   wt jobs whose events somebody watches, until when
 --   bl jobs that have something in the blob store; bg those of them that are gone: "id time"
@@ -50,6 +51,7 @@ local SLACK = 50 -- a loaded model may overtake by so many places
 local UNPARK = 16 -- so many classes are put back at once, the next so many ms later
 local UNPARK_PAUSE = 10
 local REMEMBERED = 86400000 -- ms for which a machine that is gone is listed
+local HOLD_REMEMBERED = 3600000 -- and for which the hold of an account that nobody has any more is known after its end
 
 local P -- the queue's prefix
 local call, find, match, sub, format
@@ -388,6 +390,28 @@ local function account_running(account, n, now)
   local scope = 'account:' .. account
   if call('HINCRBY', P .. 'run', scope, n) <= 0 then call('HDEL', P .. 'run', scope) end
   if n < 0 and call('EXISTS', P .. 'hw:' .. account) == 1 then open_account(account, now, -n) end
+end
+
+-- Forgets the account where nobody has it, and nothing is to be known of it.
+local function forget_account(account, now)
+  local scope = 'account:' .. account
+  if call('HEXISTS', P .. 'an', account) == 1 or call('HEXISTS', P .. 'al', scope) == 1 then return end
+  local til = hold_of(account)
+  if til and now < til + HOLD_REMEMBERED then return end
+  call('SREM', P .. 'aa', account)
+  call('HDEL', P .. 'ah', account)
+  call('HDEL', P .. 'tb', scope)
+end
+
+-- So many more (or, negative, fewer) incarnations have the account, where there is one.
+local function account_used(account, n, now)
+  if not account then return end
+  if call('HINCRBY', P .. 'an', account, n) > 0 then
+    call('SADD', P .. 'aa', account)
+  else
+    call('HDEL', P .. 'an', account)
+    forget_account(account, now)
+  end
 end
 
 -- Puts parked classes back into their lanes while there is room, the best first: more than there is room for, since of
@@ -768,7 +792,11 @@ function F.register(a)
   local info = worker .. ' ' .. pid .. (account and ' ' .. account or '') .. ' ' .. a[3]
   local was = call('HGET', P .. 'I', inc)
   local personal = 'w:' .. worker
-  if not was then call('HINCRBY', P .. 'pn', pid, 1) end
+  call('HSET', P .. 'I', inc, info)
+  if not was then
+    call('HINCRBY', P .. 'pn', pid, 1)
+    account_used(account, 1, now)
+  end
   if was and was ~= info then
     local old = match(was, '^%S+ (%S+)')
     if old ~= pid then
@@ -783,12 +811,12 @@ function F.register(a)
       account_running(before, -holds, now)
       if before then leave_account(before, inc, now) end
       account_running(account, holds, now)
+      account_used(account, 1, now)
+      account_used(before, -1, now)
     end
   end
-  if account then call('SADD', P .. 'aa', account) end
   call('ZREM', P .. 'pz', pid)
   call('ZREM', P .. 'pz', personal)
-  call('HSET', P .. 'I', inc, info)
   call('HSET', P .. 'N', worker, inc)
   call('ZADD', P .. 'W', num(now + tonumber(a[7])), inc)
   local bump = call('HGET', P .. 'workers', worker) ~= a[6]
@@ -827,6 +855,7 @@ function F.forget(a)
   call('ZREM', P .. 'z:w:' .. worker, inc)
   local account = account_of(info)
   if account then leave_account(account, inc, now) end
+  account_used(account, -1, now)
   if call('HINCRBY', P .. 'pn', pid, -1) <= 0 then
     call('HDEL', P .. 'pn', pid)
     call('ZADD', P .. 'pz', num(now), pid)
@@ -1388,6 +1417,7 @@ function F.todo()
   if call('SCARD', P .. 'zp') > 0 then for _, lane in ipairs(heads) do wake(lane, 1) end end
   -- And those that wait for an account.
   for _, account in ipairs(call('SRANDMEMBER', P .. 'ha', 16)) do open_account(account, now, 1) end
+  for _, account in ipairs(call('SRANDMEMBER', P .. 'aa', 2)) do forget_account(account, now) end
   local lease = call('ZRANGE', P .. 'W', 0, 0, 'WITHSCORES')
   return {
     num(now),
@@ -1585,8 +1615,11 @@ end
 function F.limit(a)
   local key, account = limits_of(a[1]), match(a[1], '^account:(.*)$')
   if a[2] == '' then call('HDEL', key, a[1]) else call('HSET', key, a[1], a[2]) end
-  if account then call('SADD', P .. 'aa', account) end
   unpark(a[1], now_ms())
+  if account then
+    call('SADD', P .. 'aa', account)
+    forget_account(account, now_ms())
+  end
   return call('ZCARD', account and P .. 'hw:' .. account or P .. 'pk:' .. a[1])
 end
 
@@ -1613,6 +1646,8 @@ function F.hold(a)
     if tried and pauses == 0 then pauses = 1 end
   end
   set_hold(account, til, pauses, id, fence, why)
+  -- Whoever had it may have another one by now.
+  call('SADD', P .. 'aa', account)
   open_account(account, now, UNPARK)
   return { num(til), news and 1 or 0 }
 end
@@ -1621,6 +1656,7 @@ end
 function F.lift(a)
   local was = call('HDEL', P .. 'ah', a[1])
   open_account(a[1], now_ms(), UNPARK)
+  forget_account(a[1], now_ms())
   return was
 end
 
@@ -1901,7 +1937,7 @@ function reads.limits()
   return { limits, call('HGETALL', P .. 'run') }
 end
 
--- Of every account that was ever used: its hold and its limit ("" for none), jobs that run, workers that wait for it
+-- Of every account that is known: its hold and its limit ("" for none), jobs that run, workers that wait for it
 function reads.accounts()
   local out = {}
   for _, account in ipairs(call('SMEMBERS', P .. 'aa')) do
@@ -2050,14 +2086,18 @@ function F.audit_pending(a)
   return { 'the counter of pending jobs says ' .. counted .. ', there are ' .. total }
 end
 
--- repair: the counts of jobs that run with each account are right.
+-- repair: the counts of workers that have each account, and of jobs that run with it, are right.
 function F.audit_accounts(a)
-  local repair, problems, runs = a[1] == '1', {}, {}
+  local repair, problems, runs, has = a[1] == '1', {}, {}, {}
   for _, account in ipairs(call('SMEMBERS', P .. 'aa')) do runs[account] = 0 end
+  for _, account in ipairs(call('HKEYS', P .. 'an')) do runs[account] = 0 end
   local all = call('HGETALL', P .. 'I')
   for i = 1, #all, 2 do
     local account = account_of(all[i + 1])
-    if account then runs[account] = (runs[account] or 0) + call('SCARD', P .. 'i:' .. all[i]) end
+    if account then
+      runs[account] = (runs[account] or 0) + call('SCARD', P .. 'i:' .. all[i])
+      has[account] = (has[account] or 0) + 1
+    end
   end
   for account, n in pairs(runs) do
     local scope = 'account:' .. account
@@ -2065,6 +2105,11 @@ function F.audit_accounts(a)
     if counted ~= n then
       problems[#problems + 1] = 'account ' .. account .. ' counts ' .. counted .. ' running jobs and has ' .. n
       if repair then account_running(account, n - counted, now_ms()) end
+    end
+    local used, have = tonumber(call('HGET', P .. 'an', account) or 0), has[account] or 0
+    if used ~= have then
+      problems[#problems + 1] = 'account ' .. account .. ' counts ' .. used .. ' workers and has ' .. have
+      if repair then account_used(account, have - used, now_ms()) end
     end
     if call('EXISTS', P .. 'hw:' .. account) > call('SISMEMBER', P .. 'ha', account) then
       problems[#problems + 1] = 'account ' .. account .. ' is waited for, and those who wait might not be told'
