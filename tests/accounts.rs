@@ -85,7 +85,8 @@ fn what_one_machine_runs_into_holds_the_other_until_one_job_shows_that_it_works(
     assert!(reason.contains("is held for") && reason.contains("told to fail"), "{reason}");
     // By hand, as whoever has put in another key does; the job that is refused is taken out of the way.
     assert!(one.cli(&["jobs", "cancel", &refused]).status.success());
-    assert!(two.cli(&["queue", "resume", "account:key"]).status.success());
+    let said = String::from_utf8(two.cli(&["queue", "resume", "account:key"]).stdout).unwrap();
+    assert!(said.contains("its hold is lifted"), "{said}");
     wait("the job to be done", &one, || (state(&one, &waiting)["state"] == "completed").then_some(()));
     assert!(account(&one)["hold"].is_null());
     for machine in [&one, &two] {
@@ -180,4 +181,26 @@ fn a_worker_without_an_account_rests_longer_and_longer_while_its_check_holds_and
     alone.wait("the worker to go on", |status| status["workers"]["w"]["state"] == "active");
     assert!(claims(&alone, &job).len() <= 4, "{:?}", claims(&alone, &job));
     assert_eq!(alone.json(&["queue", "accounts"])["accounts"], json!([]));
+}
+
+#[test]
+fn a_job_that_began_with_an_account_says_nothing_of_the_one_that_an_edit_put_in_since() {
+    let server = RedisServer::start(&[]);
+    let one = machine(&server, "one", "account = \"key\"");
+    let old = submit(&one, &json!({ "duration": 6, "steps": 1, "fail": "account" }));
+    wait("the job to run", &one, || (state(&one, &old)["state"] == "running").then_some(()));
+    one.write(
+        "machine.toml",
+        &std::fs::read_to_string(one.path("machine.toml")).unwrap().replace("\"key\"", "\"new\""),
+    );
+    assert!(one.cli(&["reload"]).status.success());
+    one.wait("the edit to be live", |status| status["workers"]["w"]["account"] == "new");
+    assert_eq!(state(&one, &old)["state"], "running", "it still runs with the old one");
+    // It goes back, and the new one finds out for itself, which is a hold that says so.
+    wait("the old one to be held", &one, || (!account(&one)["hold"].is_null()).then_some(()));
+    assert!(events(&one, "account.held").iter().any(|event| event["subject"] == "key"), "{}", one.log());
+    let other = submit(&one, &json!({ "duration": 0, "steps": 1 }));
+    assert!(one.cli(&["jobs", "cancel", &old]).status.success());
+    wait("the new one to be used", &one, || (state(&one, &other)["state"] == "completed").then_some(()));
+    assert_eq!(one.json(&["queue", "verify"])["problems"], json!([]));
 }

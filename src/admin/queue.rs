@@ -96,6 +96,9 @@ pub(super) struct LimitNow {
     limit: Limit,
     /// How many of its jobs run.
     running: u64,
+    /// This lifted what held the account.
+    #[serde(skip_serializing_if = "crate::base::is_default", default)]
+    lifted: bool,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
@@ -166,7 +169,8 @@ pub(super) async fn accounts(State(deps): State<AdminDeps>) -> Result<Json<Accou
 
 pub(super) async fn limits(State(deps): State<AdminDeps>) -> Result<Json<Limits>, ApiError> {
     let limits = deps.broker.limits().await?.into_iter();
-    let limits = limits.map(|(scope, limit, running)| LimitNow { scope: scope.to_string(), limit, running });
+    let limits =
+        limits.map(|(scope, limit, running)| LimitNow { scope: scope.to_string(), limit, running, lifted: false });
     Ok(Json(Limits { limits: limits.collect() }))
 }
 
@@ -200,10 +204,12 @@ pub(super) async fn resume(
     State(deps): State<AdminDeps>,
     Query(query): Query<ScopeQuery>,
 ) -> Result<Json<LimitNow>, ApiError> {
-    if let Ok(Scope::Account(account)) = query.scope.parse() {
-        deps.broker.lift(&account).await?;
-    }
-    change(&deps, &query.scope, |limit| Limit { paused: false, ..limit }).await
+    let lifted = match query.scope.parse() {
+        Ok(Scope::Account(account)) => deps.broker.lift(&account).await?,
+        _ => false,
+    };
+    let Json(now) = change(&deps, &query.scope, |limit| Limit { paused: false, ..limit }).await?;
+    Ok(Json(LimitNow { lifted, ..now }))
 }
 
 async fn change(
@@ -220,7 +226,7 @@ async fn change(
 async fn limit_now(deps: &AdminDeps, scope: &Scope) -> Result<LimitNow, ApiError> {
     let now = deps.broker.limits().await?.into_iter().find(|(known, ..)| known == scope);
     let (limit, running) = now.map_or_else(Default::default, |(_, limit, running)| (limit, running));
-    Ok(LimitNow { scope: scope.to_string(), limit, running })
+    Ok(LimitNow { scope: scope.to_string(), limit, running, lifted: false })
 }
 
 pub(super) async fn schedules(State(deps): State<AdminDeps>) -> Result<Json<Schedules>, ApiError> {

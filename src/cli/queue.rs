@@ -193,7 +193,8 @@ fn describe(entry: &Value) -> String {
     if parts.is_empty() {
         parts.push("no limit".to_owned());
     }
-    format!("{}: {}; {} running", text(entry, "scope"), parts.join(", "), text(entry, "running"))
+    let lifted = if entry["lifted"] == true { "; its hold is lifted" } else { "" };
+    format!("{}: {}; {} running{lifted}", text(entry, "scope"), parts.join(", "), text(entry, "running"))
 }
 
 fn accounts(answer: &Value) {

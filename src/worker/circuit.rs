@@ -133,11 +133,10 @@ impl Circuit {
 
     fn opens(&mut self, cause: Cause, job: &JobId, why: &str, now: Instant) {
         let pauses = match &self.open {
-            None => 1,
             // It ran before.
             Some(open) if open.trial.as_ref() != Some(job) => return,
             Some(open) if open.cause == cause => open.pauses.saturating_add(1),
-            Some(_) => 1,
+            Some(_) | None => 1,
         };
         let until = now + cause.pause(pauses);
         self.open = Some(Open { cause, until, pauses, last: why.to_owned(), trial: None });
