@@ -28,7 +28,7 @@ fn block(text: &str, head: &str) -> String {
     let lines = rest
         .lines()
         .map_while(|line| line.get(..indent).filter(|head| head.trim().is_empty()).map(|_| &line[indent..]));
-    lines.map(|line| format!("{line}\n")).collect()
+    lines.fold(String::new(), |text, line| text + line + "\n")
 }
 
 /// All files below a directory.
