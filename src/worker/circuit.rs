@@ -91,8 +91,11 @@ impl Circuit {
         }
     }
 
-    /// A job was done: the backend works.
-    pub fn succeeded(&mut self) {
+    /// A job was done: the backend works. What ran before it opened may have been done with the backend by then.
+    pub fn succeeded(&mut self, job: &JobId) {
+        if self.open.as_ref().is_some_and(|open| open.trial.as_ref() != Some(job)) {
+            return;
+        }
         // What it said of its rate holds all the same.
         *self = Self { rest: self.rest.take(), ..Self::default() };
     }
@@ -193,7 +196,7 @@ mod tests {
     fn a_success_between_failures_closes_it() {
         let (mut circuit, now) = (Circuit::default(), Instant::now());
         fail(&mut circuit, 0..IN_A_ROW - 1, now);
-        circuit.succeeded();
+        circuit.succeeded(&id(50));
         fail(&mut circuit, 10..10 + IN_A_ROW - 1, now);
         assert_eq!(circuit.may_claim(8, now), Ok(8));
     }
@@ -210,7 +213,8 @@ mod tests {
             fail(&mut circuit, [job], now);
         }
         assert_eq!(pauses, [1, 2, 4, 8, 16, 30, 30]);
-        circuit.succeeded();
+        try_one(&mut circuit, 200, &mut now);
+        circuit.succeeded(&id(200));
         assert_eq!(circuit.may_claim(8, now), Ok(8));
     }
 
@@ -229,7 +233,8 @@ mod tests {
             refuse(&mut circuit, [0], now);
         }
         assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]);
-        circuit.succeeded();
+        try_one(&mut circuit, 0, &mut now);
+        circuit.succeeded(&id(0));
         assert_eq!(circuit.may_claim(8, now), Ok(8));
         refuse(&mut circuit, [0], now);
         assert_eq!(circuit.may_claim(8, now).unwrap_err().wait, Some(Duration::from_secs(1)), "it starts over");
@@ -270,6 +275,7 @@ mod tests {
         fail(&mut circuit, 40..45, now);
         refuse(&mut circuit, 45..48, now);
         circuit.ended(&id(48));
+        circuit.succeeded(&id(49));
         assert_eq!(circuit.may_claim(8, now).unwrap_err().wait, None, "the one on trial has not ended");
         fail(&mut circuit, [50], now);
         assert_eq!(circuit.may_claim(8, now).unwrap_err().wait, Some(Duration::from_secs(2)));
@@ -280,7 +286,7 @@ mod tests {
         let (mut circuit, now) = (Circuit::default(), Instant::now());
         circuit.rest(&id(1), now + Duration::from_secs(30), "slow down");
         circuit.rest(&id(2), now + Duration::from_secs(10), "sooner");
-        circuit.succeeded();
+        circuit.succeeded(&id(3));
         let shut = circuit.may_claim(8, now).unwrap_err();
         assert_eq!((shut.why.as_str(), shut.wait), ("slow down", Some(Duration::from_secs(30))));
         assert_eq!(circuit.may_claim(8, now + Duration::from_secs(30)), Ok(8));

@@ -498,7 +498,7 @@ impl Shared {
         let mut circuit = lock(&self.circuit);
         let Outcome::Failed(failure) = outcome else {
             match outcome {
-                Outcome::Completed(_) => circuit.succeeded(),
+                Outcome::Completed(_) => circuit.succeeded(job),
                 _ => circuit.ended(job),
             }
             return None;
