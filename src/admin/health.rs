@@ -14,7 +14,7 @@ use super::extract::Query;
 use super::server::AdminDeps;
 use super::status::{Control, HostStatus, MachineState, MachineStatus};
 use crate::host::load;
-use crate::supervisor::{Desired, ServiceState};
+use crate::supervisor::Desired;
 use crate::worker::WorkerState;
 
 /// A loop that does not answer for so long hangs.
@@ -55,7 +55,7 @@ pub fn health_of(status: &MachineStatus) -> Health {
     };
     check("startup".to_owned(), status.started, status.reason.clone());
     for (name, service) in status.services.iter().filter(|(_, service)| service.desired == Desired::Up) {
-        let ok = matches!(service.state, ServiceState::Ready | ServiceState::Completed);
+        let ok = service.state.is_ready();
         let reason = service.reason.clone().unwrap_or_else(|| service.state.to_string());
         check(format!("service:{name}"), ok, Some(reason));
     }

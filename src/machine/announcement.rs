@@ -265,9 +265,7 @@ fn services(status: &MachineStatus) -> AnnouncedServices {
     for service in status.services.values() {
         *states.entry(service.state.to_string()).or_default() += 1;
     }
-    let is_down = |service: &&ServiceStatus| {
-        service.desired == Desired::Up && !matches!(service.state, ServiceState::Ready | ServiceState::Completed)
-    };
+    let is_down = |service: &&ServiceStatus| service.desired == Desired::Up && !service.state.is_ready();
     let mut down: Vec<&ServiceStatus> = status.services.values().map(AsRef::as_ref).filter(is_down).collect();
     let badness = |state| match state {
         ServiceState::Failed => 0,

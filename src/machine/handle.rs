@@ -506,7 +506,7 @@ fn describe(levels: &[Level]) -> String {
 fn summarize(status: &ServicesStatus) -> ServicesSummary {
     let mut summary = ServicesSummary { all_up: true, coming_back: true, ..ServicesSummary::default() };
     for service in status.services.values().filter(|service| service.desired == Desired::Up) {
-        let up = matches!(service.state, ServiceState::Ready | ServiceState::Completed);
+        let up = service.state.is_ready();
         summary.all_up &= up;
         let detail = service.reason.as_deref().unwrap_or("no reason is known");
         let coming_back = !up && service.restarts > 0;

@@ -94,7 +94,7 @@ impl Trial {
     pub fn services(affected: &Affected, before: &ServicesStatus) -> BTreeMap<Name, Before> {
         let record = |name: &Name, fresh: bool| {
             let status = before.services.get(name);
-            let up = status.is_some_and(|s| matches!(s.state, ServiceState::Ready | ServiceState::Completed));
+            let up = status.is_some_and(|s| s.state.is_ready());
             let (restarts, late) = status.map_or((0, 0), |status| (status.restarts, status.late));
             (name.clone(), Before { fresh, up, restarts, late })
         };

@@ -311,7 +311,7 @@ async fn pass_on_readiness(
 fn first_not_ready<'a>(names: impl Iterator<Item = &'a Name>, services: &ServicesStatus) -> Option<String> {
     names.into_iter().find_map(|name| {
         let state = services.services.get(name).map(|service| service.state);
-        let ready = matches!(state, Some(ServiceState::Ready | ServiceState::Completed));
+        let ready = state.is_some_and(ServiceState::is_ready);
         let shown = state.map_or("not there", ServiceState::as_str);
         (!ready).then(|| format!("waits for service {name}, which is {shown}"))
     })

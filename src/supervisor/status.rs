@@ -90,6 +90,11 @@ pub enum ServiceState {
 }
 
 impl ServiceState {
+    /// What waits for it may go on: it is ready, or a oneshot that has completed.
+    pub const fn is_ready(self) -> bool {
+        matches!(self, Self::Ready | Self::Completed)
+    }
+
     pub const ALL: [Self; 10] = [
         Self::Stopped,
         Self::Waiting,

@@ -1141,7 +1141,7 @@ impl Supervisor {
                 service.since = Timestamp::now();
                 let up = f64::from(u8::from(service.pid.is_some()));
                 gauge!("machinist_service_up", "service" => name.to_string()).set(up);
-                let ready = f64::from(u8::from(matches!(shown, ServiceState::Ready | ServiceState::Completed)));
+                let ready = f64::from(u8::from(shown.is_ready()));
                 gauge!("machinist_service_ready", "service" => name.to_string()).set(ready);
             }
             if service.differs() {

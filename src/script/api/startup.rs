@@ -99,8 +99,7 @@ fn wait_until_ready(name: &str, limit: Option<Duration>) -> ScriptResult<()> {
     let call = Call::current()?;
     let World::Real(deps) = call.world() else { return testing::wait_for_service(name, limit) };
     let mut status = supervisor(deps)?.subscribe();
-    let settled =
-        |state: ServiceState| matches!(state, ServiceState::Ready | ServiceState::Completed | ServiceState::Failed);
+    let settled = |state: ServiceState| state.is_ready() || state == ServiceState::Failed;
     let wait = status.wait_for(|status| status.services.get(name).is_none_or(|service| settled(service.state)));
     let outcome = match limit {
         None => call.wait(async { wait.await.map(|status| status.clone()).ok() })?,
