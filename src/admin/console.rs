@@ -50,11 +50,17 @@ impl Consoles {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Without those that have ended.
+    fn living(&self) -> MutexGuard<'_, BTreeMap<String, Open>> {
+        let mut open = self.lock();
+        open.retain(|_, open| !open.console.is_over());
+        open
+    }
+
     /// Answers with its id and its names.
     fn open(&self, ground: &ConsoleGround, cancel: CancellationToken) -> Result<(String, Vec<String>), ApiError> {
         // Held until the new one is among them, so that two at once do not both find the last place.
-        let mut open = self.lock();
-        open.retain(|_, open| !open.console.is_over());
+        let mut open = self.living();
         if open.len() >= MAX_CONSOLES {
             return Err(ApiError::conflict(format!("there are {MAX_CONSOLES} consoles already"))
                 .help("end one; each ends by itself after 30 minutes without an input"));
@@ -66,8 +72,7 @@ impl Consoles {
     }
 
     fn get(&self, id: &str) -> Result<Open, ApiError> {
-        let mut open = self.lock();
-        open.retain(|_, open| !open.console.is_over());
+        let open = self.living();
         open.get(id).cloned().ok_or_else(|| {
             ApiError::not_found("there is no such console")
                 .help("one ends after 30 minutes without an input; POST /consoles")
