@@ -23,6 +23,7 @@ use super::server::AdminDeps;
 use super::status::{MachineState, MachineStatus};
 use crate::base::Name;
 use crate::host::{Usage, host_name};
+use crate::queue::BrokerError;
 use crate::telemetry::script_metrics;
 
 /// The time a scrape may spend on finding out shares of memory, which costs the kernel a walk over each process's pages;
@@ -46,14 +47,21 @@ pub(super) async fn render(State(deps): State<AdminDeps>, headers: HeaderMap) ->
     }
 }
 
+/// What the queue answers, as long as a scrape can wait for it.
+async fn within<T>(answer: impl Future<Output = Result<T, BrokerError>>) -> Option<T> {
+    tokio::time::timeout(Duration::from_secs(1), answer).await.ok()?.ok()
+}
+
 async fn text(deps: &AdminDeps) -> String {
     let mut page = Page::default();
-    // Refreshes the gauges of all jobs by state.
-    let _ = tokio::time::timeout(Duration::from_secs(1), deps.broker.stats()).await;
-    if let Ok(Ok(backlog)) = tokio::time::timeout(Duration::from_secs(1), deps.broker.backlog()).await {
+    let broker = &deps.broker;
+    // The first refreshes the gauges of all jobs by state. A queue that does not answer is waited for once.
+    let asked = (within(broker.stats()), within(broker.backlog()), within(broker.accounts()));
+    let (_, backlog, known) = tokio::join!(asked.0, asked.1, asked.2);
+    if let Some(backlog) = backlog {
         backlog::backlog(&mut page, &backlog);
     }
-    if let Ok(Ok(known)) = tokio::time::timeout(Duration::from_secs(1), deps.broker.accounts()).await {
+    if let Some(known) = known {
         accounts::accounts(&mut page, &known);
     }
     accounts::used(&mut page);
