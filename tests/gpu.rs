@@ -279,7 +279,23 @@ fn a_driver_that_hangs_at_the_start_delays_scripts_and_nothing_else() {
         let begun = std::time::Instant::now();
         assert_eq!(stop(&mut machine), Some(0));
         assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+        gpus.state["hang"] = Value::Null;
+        gpus.say();
     }
+
+    // Nor is anything left of an earlier life that was killed.
+    machine.start();
+    machine.wait_healthy();
+    let pid = machine.status().unwrap()["services"]["plain"]["pid"].as_u64().unwrap();
+    machine.kill();
+    gpus.state["hang"] = json!("nvmlInit_v2");
+    gpus.say();
+    machine.start();
+    machine.wait("HTTP", |status| status["state"] == "starting");
+    let lives = || machinist::host::process::snapshot().iter().any(|row| u64::from(row.pid) == pid && !row.zombie);
+    assert!(lives(), "the service outlives its engine");
+    assert_eq!(machine.stop(), Some(0));
+    assert!(!lives(), "{}", machine.log());
 }
 
 #[test]

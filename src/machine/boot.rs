@@ -46,6 +46,8 @@ const MOST_ASKED: usize = 16;
 /// What leftovers of an earlier life get to end by themselves.
 const LEFTOVER_GRACE: Duration = Duration::from_secs(3);
 
+/// How long the machine's files may take to be read once it is told to stop.
+const STOP_PATIENCE: Duration = Duration::from_secs(2);
 /// How long the end of the engine may wait for the last traces to be exported.
 const LAST_TRACES: Duration = Duration::from_secs(1);
 
@@ -134,17 +136,14 @@ pub async fn run(
         Announcer::start(Arc::clone(&broker), publisher.status.subscribe(), found.status.clone(), levels.clone());
     publisher.turns = Some(announcer.turns());
     let front = Front { announcer, traces: traces.clone(), shutdown, server };
-    let mut waiting = Waiting { signals, controls, asked: VecDeque::new() };
+    let mut waiting = Waiting { signals, controls, asked: VecDeque::new(), told: None };
 
     timeline.begin("hardware");
     let patience = humantime::format_duration(GPU_PATIENCE);
     publisher.booting(&format!("waits for the NVIDIA driver to say which GPUs there are, {patience} at most"));
-    let answered = match waiting.during(found.look()).await {
-        Ok(answered) => answered,
-        Err(cause) => return Ok(front.stop_early(&publisher, &cause).await),
-    };
+    let answered = waiting.during(found.look(), Duration::ZERO).await;
     let silent = || format!("the NVIDIA driver has not answered for {patience}: no GPUs until the next start");
-    timeline.end("hardware", (!answered).then(silent));
+    timeline.end("hardware", (answered == Some(false)).then(silent));
     let gpus = found.watch.gpus();
     let hardware = hardware(resources, &gpus);
     publisher.identity.hardware = hardware;
@@ -169,9 +168,10 @@ pub async fn run(
     };
     timeline.begin("script");
     publisher.booting("reads the machine's files");
-    let generation = match waiting.during(build(&inputs, 1)).await {
-        Ok(generation) => generation,
-        Err(cause) => return Ok(front.stop_early(&publisher, &cause).await),
+    // Told to stop, it goes on to here: the files say what an earlier life's services may leave behind.
+    let Some(generation) = waiting.during(build(&inputs, 1), STOP_PATIENCE).await else {
+        tracing::warn!("stops while its files are read: what an earlier life of the engine left is not ended");
+        return Ok(front.stop_early(&publisher, waiting.told).await);
     };
     timeline.end("script", generation.as_ref().err().map(|refused| format!("{} problems", refused.problems.errors())));
     let generation = match generation {
@@ -191,16 +191,18 @@ pub async fn run(
         service.map(|service| service.detach.clone()).unwrap_or_default()
     };
     let clean = move || kill_leftovers(&machine_prefix, &own_prefix, LEFTOVER_GRACE, &detached);
-    let leftovers = match waiting.during(tokio::task::spawn_blocking(clean)).await {
-        Ok(leftovers) => leftovers.unwrap_or_default(),
-        Err(cause) => return Ok(front.stop_early(&publisher, &cause).await),
-    };
+    // It ends by itself, in a few seconds.
+    let leftovers = waiting.during(tokio::task::spawn_blocking(clean), Duration::MAX).await;
+    let leftovers = leftovers.and_then(Result::ok).unwrap_or_default();
     timeline.end("leftovers", None);
     if !leftovers.is_empty() {
         events.emit(&LeftoversKilled { leftovers });
     }
     // Jobs of an earlier life left their files.
     let _ = std::fs::remove_dir_all(settings.state_dir.join("work"));
+    if waiting.told.is_some() {
+        return Ok(front.stop_early(&publisher, waiting.told).await);
+    }
 
     let (sender, receiver) = mpsc::unbounded_channel();
     let tracker = TaskTracker::new();
@@ -290,8 +292,8 @@ impl Front {
     }
 
     /// The end of a machine that has started nothing yet; answers with its exit code.
-    async fn stop_early(self, publisher: &Publisher, cause: &StopCause) -> u8 {
-        publisher.stopped(cause.to_string());
+    async fn stop_early(self, publisher: &Publisher, cause: Option<StopCause>) -> u8 {
+        publisher.stopped(cause.map_or_else(String::new, |cause| cause.to_string()));
         let nothing = TaskTracker::new();
         nothing.close();
         self.close(&nothing, 0).await;
@@ -304,17 +306,31 @@ struct Waiting {
     signals: mpsc::Receiver<HostSignal>,
     controls: mpsc::Receiver<Control>,
     asked: VecDeque<Control>,
+    /// Why the machine is to stop, once it is told to.
+    told: Option<StopCause>,
 }
 
 impl Waiting {
-    /// Answers for the event loop while a step of the boot is done; why the machine is to stop, where it is told to.
-    async fn during<T>(&mut self, step: impl Future<Output = T>) -> Result<T, StopCause> {
+    /// Answers for the event loop while a step of the boot is done. None: the machine is to stop, and the step was given
+    /// up `patience` after it was told so.
+    async fn during<T>(&mut self, step: impl Future<Output = T>, patience: Duration) -> Option<T> {
         tokio::pin!(step);
+        let mut until = None;
         loop {
+            if self.told.is_some() && until.is_none() {
+                until = tokio::time::Instant::now().checked_add(patience);
+            }
+            let given_up = async {
+                match until {
+                    Some(until) => tokio::time::sleep_until(until).await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
-                done = &mut step => return Ok(done),
+                done = &mut step => return Some(done),
+                () = given_up => return None,
                 Some(signal) = self.signals.recv() => match signal {
-                    HostSignal::Stop(name) => return Err(StopCause::Signal(name)),
+                    HostSignal::Stop(name) => drop(self.told.get_or_insert(StopCause::Signal(name))),
                     // The files are read after this, or watched from what was read on.
                     HostSignal::Reload => {}
                 },
@@ -324,7 +340,7 @@ impl Waiting {
                     }
                     Control::Drain(reply) => {
                         let _ = reply.send(Ok("stopping".to_owned()));
-                        return Err(StopCause::Request);
+                        self.told.get_or_insert(StopCause::Request);
                     }
                     // Whoever asks more than this is told that nobody answers.
                     control => {
@@ -401,7 +417,7 @@ struct LoopInputs {
 /// Makes events, lets `handle` decide, performs.
 async fn event_loop(mut machine: Machine, performer: &mut Performer, inputs: LoopInputs) -> u8 {
     let LoopInputs { mut receiver, waiting, stats } = inputs;
-    let Waiting { mut signals, mut controls, mut asked } = waiting;
+    let Waiting { mut signals, mut controls, mut asked, told: _ } = waiting;
     loop {
         performer.queue.clone_from(&stats.borrow());
         performer.publish(&machine);
