@@ -1077,6 +1077,9 @@ async fn verify_finds_each_half_that_is_missing() {
         (vec!["DEL", "{test}:ch"], "would not be seen"),
         (vec!["ZADD", "{test}:r", "1", tried.as_str()], "does not run"),
         (vec!["HSET", "{test}:R", running.as_str(), silent], "would be no event"),
+        (vec!["HSET", "{test}:lim", "service:work", "many - - 0"], "limit of service:work cannot be read"),
+        (vec!["HSET", "{test}:al", "account:a", "- 3 - 0"], "limit of account:a cannot be read"),
+        (vec!["HSET", "{test}:ah", "a", "soon"], "hold of account a cannot be read"),
     ] {
         server.command(&damage);
         let problems = queue.broker.verify(false).await.unwrap();

@@ -311,8 +311,10 @@ impl Client {
         self.read_classes().await?;
         let classes: Vec<String> = self.roster().classes.keys().map(|id| id.0.clone()).collect();
         problems.extend(self.audit_all("audit_classes", flag, &classes).await?);
-        problems.extend(self.store.call("audit_pending", vec![flag.to_owned()]).await?.texts()?);
-        problems.extend(self.store.call("audit_accounts", vec![flag.to_owned()]).await?.texts()?);
+        // Limits first: what follows asks for them.
+        for all in ["audit_limits", "audit_pending", "audit_accounts"] {
+            problems.extend(self.store.call(all, vec![flag.to_owned()]).await?.texts()?);
+        }
         problems.extend(self.audit_blobs(repair).await?);
         Ok(problems)
     }

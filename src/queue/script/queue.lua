@@ -2086,6 +2086,38 @@ function F.audit_pending(a)
   return { 'the counter of pending jobs says ' .. counted .. ', there are ' .. total }
 end
 
+-- repair: limits and holds can be read. One that cannot stops the claims that ask for it.
+function F.audit_limits(a)
+  local repair, problems = a[1] == '1', {}
+  local readable = function(word) return word == '-' or tonumber(word) end
+  for _, key in ipairs({ 'lim', 'al' }) do
+    local all = call('HGETALL', P .. key)
+    for i = 1, #all, 2 do
+      local scope, lim = all[i], all[i + 1]
+      local max, rate, burst, paused = match(lim, '^(%S+) (%S+) (%S+) (%S+)$')
+      if not (paused and readable(max) and readable(rate) and (rate == '-' or tonumber(burst))) then
+        problems[#problems + 1] = 'the limit of ' .. scope .. ' cannot be read, and is none after a repair: ' .. lim
+        if repair then
+          call('HDEL', P .. key, scope)
+          unpark(scope, now_ms())
+        end
+      end
+    end
+  end
+  local all = call('HGETALL', P .. 'ah')
+  for i = 1, #all, 2 do
+    local til, pauses, fence = match(all[i + 1], '^(%S+) (%S+) %S+ (%S+) ')
+    if not (tonumber(til) and tonumber(pauses) and tonumber(fence)) then
+      problems[#problems + 1] = 'the hold of account ' .. all[i] .. ' cannot be read, and is none after a repair: ' .. all[i + 1]
+      if repair then
+        call('HDEL', P .. 'ah', all[i])
+        open_account(all[i], now_ms(), UNPARK)
+      end
+    end
+  end
+  return problems
+end
+
 -- repair: the counts of workers that have each account, and of jobs that run with it, are right.
 function F.audit_accounts(a)
   local repair, problems, runs, has = a[1] == '1', {}, {}, {}
