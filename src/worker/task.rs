@@ -248,9 +248,12 @@ impl Shared {
                     }
                 }
             }
-            // One claim for all slots that become free now, rather than one for each.
-            tokio::task::yield_now().await;
-            let free = self.free();
+            let mut free = self.free();
+            if free < self.worth_a_claim() {
+                // One claim for all slots that become free now, rather than one for each.
+                tokio::task::yield_now().await;
+                free = self.free();
+            }
             if free == 0 {
                 self.set_state(WorkerState::Active, None);
                 self.pause(Duration::MAX, &mut ready).await;
@@ -318,6 +321,12 @@ impl Shared {
         let free = slots.saturating_sub(self.busy.load(Ordering::Acquire));
         // Outcomes that the queue does not take must not pile up.
         u32::try_from(free.min((2 * slots).saturating_sub(held))).unwrap_or(u32::MAX)
+    }
+
+    /// So many free slots are claimed for at once: the queue finds jobs for them while those that are here run. Were both left
+    /// to the same moment, the queue and this process would wait for each other in turn.
+    fn worth_a_claim(&self) -> u32 {
+        lock(&self.slots).div_ceil(4)
     }
 
     fn leave_slot(&self) {
