@@ -1599,6 +1599,25 @@ async fn a_redis_that_would_lose_jobs_is_refused() {
 }
 
 #[tokio::test]
+async fn what_a_redis_says_when_it_refuses_a_connection_is_passed_on() {
+    let server = RedisServer::start(&["--maxclients", "2"]);
+    let held: Vec<_> = (0..2).map(|_| std::net::TcpStream::connect(("127.0.0.1", server.port)).unwrap()).collect();
+    let refused = || {
+        let mut said = String::new();
+        let mut third = std::net::TcpStream::connect(("127.0.0.1", server.port)).unwrap();
+        third.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        let _ = std::io::Read::read_to_string(&mut third, &mut said);
+        said.contains("max number").then_some(())
+    };
+    support::wait_until("the server to be full", Duration::from_secs(20), refused);
+    let broker = connect_redis(server.url().parse().unwrap(), "test", config());
+    let why = broker.stats().await.unwrap_err().to_string();
+    assert!(why.contains("max number of clients reached"), "{why}");
+    drop(held);
+    wait_until_async(async || broker.stats().await.is_ok()).await;
+}
+
+#[tokio::test]
 async fn when_memory_is_full_jobs_still_end() {
     let server = RedisServer::start(&["--maxmemory", "20mb"]);
     let broker = connect_redis(server.url().parse().unwrap(), "test", config());

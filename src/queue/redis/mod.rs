@@ -13,6 +13,8 @@ use async_trait::async_trait;
 use redis::aio::MultiplexedConnection;
 use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
 use redis::{AsyncConnectionConfig, Client, ErrorKind, PushInfo, PushKind, RedisError, ServerErrorKind, Value};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpStream;
 use tokio::sync::{Notify, broadcast, mpsc, watch};
 
 use super::BrokerError;
@@ -24,6 +26,8 @@ use crate::settings::{RedisAddress, RedisNodes};
 /// A call that has no answer for so long counts as lost, and its connection as broken.
 const RESPONSE: Duration = Duration::from_millis(1_500);
 const CONNECT: Duration = Duration::from_millis(1_500);
+/// How long it is listened why a connection was refused.
+const REFUSAL: Duration = Duration::from_millis(300);
 /// How long replicas may take to have what was submitted, where that is asked for; other calls wait meanwhile.
 const REPLICATION: Duration = Duration::from_millis(1_000);
 /// How long a call waits for a connection.
@@ -186,14 +190,17 @@ impl Shared {
         let keepalive =
             TcpKeepalive::new().with_time(Duration::from_secs(1)).with_interval(Duration::from_secs(1)).with_retries(2);
         let tcp = TcpSettings::default().set_nodelay(true).set_keepalive(keepalive).set_user_timeout(RESPONSE);
-        let info = self.address.info(address).map_err(text)?.set_tcp_settings(tcp);
+        let info = self.address.info(address.clone()).map_err(text)?.set_tcp_settings(tcp);
         let client = Client::open(info).map_err(text)?;
         let mut config =
             AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT)).set_response_timeout(Some(RESPONSE));
         if let Some(pushes) = pushes {
             config = config.set_push_sender(pushes);
         }
-        client.get_multiplexed_async_connection_with_config(&config).await.map_err(text)
+        match client.get_multiplexed_async_connection_with_config(&config).await {
+            Ok(connection) => Ok(connection),
+            Err(cause) => Err(refusal(&address).await.unwrap_or_else(|| text(cause))),
+        }
     }
 
     async fn ask_sentinels(&self, sentinels: &[(String, u16)], master: &str) -> Result<redis::ConnectionAddr, String> {
@@ -267,6 +274,21 @@ impl Shared {
             let _ = self.messages.send(Message::Published { channel, text });
         }
     }
+}
+
+/// What a Redis says to whom it refuses before anything is asked, as in protected mode or with too many clients: it closes the
+/// connection at once, and whoever writes to it meanwhile only learns of a broken pipe.
+async fn refusal(address: &redis::ConnectionAddr) -> Option<String> {
+    let redis::ConnectionAddr::Tcp(host, port) = address else { return None };
+    let heard = async {
+        let mut stream = TcpStream::connect((host.as_str(), *port)).await.ok()?;
+        let mut buffer = [0; 512];
+        let length = stream.read(&mut buffer).await.ok()?;
+        let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
+        let said = text.strip_prefix('-')?.lines().next()?;
+        Some(said.split_once(". ").map_or(said, |(first, _)| first).to_owned())
+    };
+    tokio::time::timeout(REFUSAL, heard).await.ok().flatten()
 }
 
 /// Refuses what would lose jobs.
