@@ -287,8 +287,8 @@ fn read_settings(dir: &Path, value: &Value, reader: &mut Reader<'_>) -> Option<S
         text(&mut root, reader, "", "scripts_dir").map_or_else(|| default_scripts_dir(dir), PathBuf::from);
     let machine = reader.section(&mut root, "machine", |reader, fields| {
         let id = match text(fields, reader, "machine", "id") {
-            Some(_) => Some(reader.get::<Name>(fields, "machine", "id")?),
-            None => None,
+            Some(_) => reader.get::<Name>(fields, "machine", "id").map(Some),
+            None => Some(None),
         };
         let machine_type = match text(fields, reader, "machine", "type") {
             Some(_) => reader.get::<Name>(fields, "machine", "type"),
@@ -302,7 +302,7 @@ fn read_settings(dir: &Path, value: &Value, reader: &mut Reader<'_>) -> Option<S
         let workers = reader.get(fields, "machine", "workers");
         let labels = reader.get(fields, "machine", "labels");
         Some(MachineSettings {
-            id,
+            id: id?,
             machine_type: machine_type?,
             pool: pool?,
             script: script?,
@@ -568,7 +568,7 @@ mod tests {
         let text = "[machine]\npol = \"x\"\nworkers = \"many\"\n[http]\nlisten = \"nowhere\"\ntoken = \"${NO_SUCH}\"\n\
                     [queue]\nurl = \"amqp://x\"\nlease = \"soon\"\n[shutdwn]\ngrace = 1\n[connectors.comfyui]\nscrpt = \"x\"\n";
         let dir = machine("machine.toml", text);
-        let problems = load_in(&dir, &environment(&[("MACHINIST_HTP__LISTEN", "x")])).unwrap_err();
+        let problems = load_in(&dir, &environment(&[("MACHINIST_HTP__LISTEN", "x"), ("MACHINE_ID", "a b")])).unwrap_err();
         let shown = problems.to_string().replace(&dir.path().canonicalize().unwrap().display().to_string(), "");
         insta::assert_snapshot!(shown, @r#"
         error: the environment variable MACHINIST_HTP__LISTEN names no setting
@@ -580,6 +580,9 @@ mod tests {
         6 | token = "${NO_SUCH}"
           | ^^^^^
           = help: set it, or write ${NO_SUCH:-} to allow that
+
+        error: [machine]: "id": invalid name "a b": a name has 1 to 63 ASCII letters, digits, '.', '_' or '-' and begins with a letter or digit
+         = note: the value comes from the environment variable MACHINE_ID
 
         error: [machine]: "workers": invalid type: string "many", expected u32
          --> /gpu/machine.toml:3:1

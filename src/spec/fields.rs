@@ -65,7 +65,9 @@ impl<'a> Fields<'a> {
 
     /// The value as it stands; `null` and `()` count as absent.
     pub fn raw(&mut self, key: &'static str) -> Option<&'a Value> {
-        self.asked.push(key);
+        if !self.asked.contains(&key) {
+            self.asked.push(key);
+        }
         self.map.get(key).filter(|value| !value.is_null())
     }
 
