@@ -92,6 +92,7 @@ conformance! {
     failures_lead_where_their_class_says
     keys_and_ids_make_submission_idempotent
     a_waiting_worker_is_woken_by_what_it_can_run
+    who_claims_all_there_is_need_not_ask_again
     who_dies_gives_its_jobs_back_to_their_old_place
     cancelling_ends_what_waits_and_tells_who_runs
     only_workers_that_match_get_a_job_and_backlog_does_not_hide_it
@@ -373,6 +374,31 @@ async fn who_dies_gives_its_jobs_back_to_their_old_place(backend: Backend) {
     let job = queue.broker.get(&id).await.unwrap();
     assert_eq!(job.state, JobState::Failed);
     assert!(job.failure.unwrap().message.contains("quarantined"));
+}
+
+async fn who_claims_all_there_is_need_not_ask_again(backend: Backend) {
+    let queue = backend.open();
+    let worker = queue.worker("w").await;
+    for _ in 0..3 {
+        queue.submit(json!({})).await;
+    }
+    let claim = async |limit| {
+        let request = ClaimRequest { registration: worker.clone(), limit, loaded: BTreeSet::new() };
+        queue.broker.claim(&request).await.unwrap().len()
+    };
+    assert!(!queue.broker.is_idle(&worker), "it has not claimed yet");
+    assert_eq!((claim(1).await, queue.broker.is_idle(&worker)), (1, false), "two are left");
+    assert_eq!((claim(2).await, queue.broker.is_idle(&worker)), (2, false), "it asked for no more than there was");
+    assert_eq!((claim(1).await, queue.broker.is_idle(&worker)), (0, true));
+    queue.submit(json!({})).await;
+    queue.broker.wait(&worker, Duration::from_secs(20)).await;
+    assert_eq!((claim(2).await, queue.broker.is_idle(&worker)), (1, true), "one is no two");
+    // It is woken for the next without having asked again.
+    let begun = Instant::now();
+    queue.submit(json!({})).await;
+    queue.broker.wait(&worker, Duration::from_secs(20)).await;
+    assert!(begun.elapsed() < Duration::from_secs(10), "woken, not timed out");
+    assert_eq!(claim(1).await, 1);
 }
 
 async fn cancelling_ends_what_waits_and_tells_who_runs(backend: Backend) {

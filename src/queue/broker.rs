@@ -197,6 +197,10 @@ pub trait Broker: Send + Sync + 'static {
     /// is none now. [`BrokerError::Held`] where its account lets it claim none.
     async fn claim(&self, request: &ClaimRequest) -> Result<Vec<Claim>, BrokerError>;
 
+    /// Whether the worker's last claim left nothing for it: it need not claim before [`Self::wait`] returns, or what it can
+    /// do changes.
+    fn is_idle(&self, registration: &Registration) -> bool;
+
     /// Returns when there may be a job for the worker, at the latest after `timeout`. Cancel-safe.
     async fn wait(&self, registration: &Registration, timeout: Duration);
 

@@ -568,7 +568,8 @@ mod tests {
         let text = "[machine]\npol = \"x\"\nworkers = \"many\"\n[http]\nlisten = \"nowhere\"\ntoken = \"${NO_SUCH}\"\n\
                     [queue]\nurl = \"amqp://x\"\nlease = \"soon\"\n[shutdwn]\ngrace = 1\n[connectors.comfyui]\nscrpt = \"x\"\n";
         let dir = machine("machine.toml", text);
-        let problems = load_in(&dir, &environment(&[("MACHINIST_HTP__LISTEN", "x"), ("MACHINE_ID", "a b")])).unwrap_err();
+        let problems =
+            load_in(&dir, &environment(&[("MACHINIST_HTP__LISTEN", "x"), ("MACHINE_ID", "a b")])).unwrap_err();
         let shown = problems.to_string().replace(&dir.path().canonicalize().unwrap().display().to_string(), "");
         insta::assert_snapshot!(shown, @r#"
         error: the environment variable MACHINIST_HTP__LISTEN names no setting

@@ -79,6 +79,8 @@ struct Shared {
     changed: Notify,
     /// Something changed that the claiming task should look at.
     wake: Notify,
+    /// A job has ended. Who is idle all the same need not look.
+    ended: Notify,
     /// Set once: claim no more, and when to stop what still runs.
     drain: watch::Sender<Option<Instant>>,
     /// A job failed by no fault of its own: the connector's check decides when to go on.
@@ -140,6 +142,7 @@ impl Worker {
             status: Published::new(status),
             changed: Notify::new(),
             wake: Notify::new(),
+            ended: Notify::new(),
             drain: watch::Sender::new(None),
             recheck: Notify::new(),
             circuit: Mutex::default(),
@@ -283,7 +286,7 @@ impl Shared {
                     for claim in claims {
                         self.begin(claim, account.clone(), jobs);
                     }
-                    if none {
+                    if none || self.config.broker.is_idle(&self.config.registration) {
                         self.wait_for_jobs(&mut checked, &mut ready).await;
                     }
                 }
@@ -331,12 +334,13 @@ impl Shared {
 
     fn leave_slot(&self) {
         self.busy.fetch_sub(1, Ordering::AcqRel);
-        self.wake.notify_one();
+        self.ended.notify_one();
     }
 
     async fn pause(&self, at_most: Duration, ready: &mut watch::Receiver<Readiness>) {
         tokio::select! {
             () = self.wake.notified() => {}
+            () = self.ended.notified() => {}
             Ok(()) = ready.changed() => {}
             () = tokio::time::sleep(at_most.min(CHECK_HOLDING)) => {}
         }
@@ -349,14 +353,14 @@ impl Shared {
         while !lock(&self.running).is_empty() {
             let deadline = drain.borrow_and_update().unwrap_or_else(Instant::now);
             tokio::select! {
-                () = self.wake.notified() => {}
+                () = self.ended.notified() => {}
                 _ = drain.changed() => {}
                 () = tokio::time::sleep_until(deadline.into()) => {
                     self.stop_running(StopReason::Drained, |_| true);
                     // They end on their own time; what does not end is left to the lease.
                     let _ = tokio::time::timeout(STOP_PATIENCE, async {
                         while !lock(&self.running).is_empty() {
-                            self.wake.notified().await;
+                            self.ended.notified().await;
                         }
                     }).await;
                     break;
@@ -469,6 +473,8 @@ impl Shared {
             while loaded.len() > MAX_LOADED {
                 loaded.pop_front();
             }
+            // Jobs may have waited for this.
+            self.wake.notify_one();
         }
         let lesson = self.learn(&id, &outcome, account.is_some(), claim.trial);
         // After another outcome the worker may have to claim no more.
@@ -495,9 +501,11 @@ impl Shared {
         }
         lock(&self.running).remove(&id);
         if slot_left {
-            self.wake.notify_one();
+            self.ended.notify_one();
         } else {
             self.leave_slot();
+            // What went wrong may decide when it claims next.
+            self.wake.notify_one();
         }
         self.publish();
     }

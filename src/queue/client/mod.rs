@@ -59,6 +59,9 @@ const COMPLETE_CHUNK: usize = 64;
 const LONGEST_HOLD: Duration = Duration::from_mins(15);
 /// Heartbeats of one process fall together; so long the first waits for the others.
 const BEAT_LINGER: Duration = Duration::from_millis(2);
+/// What a claim says is to be done after it.
+const CLAIM_AGAIN: u8 = 1;
+const CLAIM_IDLE: u8 = 2;
 /// So long after a new connection idle workers are left asleep.
 const HOLDERS_FIRST: Duration = Duration::from_millis(20);
 /// How often a decision is made again because the job moved meanwhile.
@@ -95,7 +98,7 @@ struct Shared {
 struct Known {
     wake: Arc<Notify>,
     capabilities: Capabilities,
-    /// Registered as idle by its last claim.
+    /// Registered as idle, it may be: by its last claim, or by one whose answer is not there.
     idle: bool,
 }
 
@@ -691,7 +694,7 @@ impl Broker for Client {
             if part().text()? != "OK" {
                 return Err(not_registered());
             }
-            let (now, due, again) = (codec::time(&part().text()?)?, part().text()?, part().number::<u8>()? == 1);
+            let (now, due, then) = (codec::time(&part().text()?)?, part().text()?, part().number::<u8>()?);
             self.shared.due.told(now, &due);
             let mut fence = part().number::<u64>()?;
             let (jobs, of_account) = (part().list()?, part().texts()?);
@@ -721,10 +724,17 @@ impl Broker for Client {
                     }
                 }
             }
-            if !again || !claims.is_empty() {
+            if then != CLAIM_AGAIN || !claims.is_empty() {
+                if let Some(known) = lock(&self.shared.workers).get_mut(incarnation) {
+                    known.idle = then == CLAIM_IDLE;
+                }
                 return Ok(claims);
             }
         }
+    }
+
+    fn is_idle(&self, registration: &Registration) -> bool {
+        lock(&self.shared.workers).get(&registration.incarnation).is_some_and(|known| known.idle)
     }
 
     async fn wait(&self, registration: &Registration, timeout: Duration) {

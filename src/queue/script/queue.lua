@@ -927,9 +927,10 @@ local function take_from(lane, score, n, ids, of)
   return taken
 end
 
--- incarnation limit idle, then the classes whose model it has loaded. Answers with the fence before the first job's, each
--- job having the next, and per job id, record, and what changed since ("" for nothing); then what is to say of its account: held,
--- until when ("" for nobody knows) and why ("" for its limit); or trial
+-- incarnation limit idle, then the classes whose model it has loaded. Answers with the time, when something is due, what is to
+-- be done (1 ask again, 2 wait: it is idle now, and is woken), the fence before the first job's, each job having the next, and per
+-- job id, record, and what changed since ("" for nothing); then what is to say of its account: held, until when ("" for nobody
+-- knows) and why ("" for its limit); or trial
 function F.claim(a)
   local now = now_ms()
   local inc, n = a[1], math.min(tonumber(a[2]), CLAIM)
@@ -1109,6 +1110,7 @@ function F.claim(a)
     call('ZADD', P .. 'z:' .. pid, num(now), inc)
     call('ZADD', P .. 'z:' .. personal, num(now), inc)
     call('SADD', P .. 'zp', pid, personal)
+    again = 2
   elseif #ids > 0 and call('SCARD', P .. 'zp') > 0 then
     -- One wake-up leads to the next while there is work.
     wake((best(pid)), 1)
