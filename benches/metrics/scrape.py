@@ -1,96 +1,78 @@
 #!/usr/bin/env python3
-"""What a scrape of /metrics costs: 200 services with a child each, and 8 GPUs of the fake driver of the tests.
+"""What a scrape of /metrics costs: 200 services with a child each, and 8 GPUs of the tests' fake driver. Given several engines, they
+take turns. The time is that of the client, the CPU that of the engine.
 
     cargo build --release && cargo build --release --example fake_nvml
-    benches/metrics/scrape.py target/release/machinist
+    benches/metrics/scrape.py [MACHINIST ...]
+
+SCRAPES (200) in each of ROUNDS (3), PAUSE (0) seconds after each, CLIENTS (1) at once.
 """
-import json
+
+import http.client
 import os
 import pathlib
-import signal
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
+import threading
 import time
-import urllib.request
 
-SERVICES, GPUS, SCRAPES = 200, 8, 200
-BINARY = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else "target/release/machinist").resolve()
-LIBRARY = pathlib.Path(os.environ.get("FAKE_NVML", BINARY.parent / "examples/libfake_nvml.so"))
+import machine as bench
 
-SCRIPT = """fn services(m) {
-    [ #{ name: "s", instances: %d, shell: "sleep 1000 & wait" } ]
-}
-fn workers(m) { [] }
-""" % SERVICES
+SERVICES, GPUS = 200, 8
+SCRAPES, ROUNDS = int(os.environ.get("SCRAPES", 200)), int(os.environ.get("ROUNDS", 3))
+PAUSE, CLIENTS = float(os.environ.get("PAUSE", 0)), int(os.environ.get("CLIENTS", 1))
 
 
-def gpu(index):
-    return {
-        "uuid": f"GPU-{index}0000000-aaaa", "memory_total": 80 << 30, "memory_used": 40 << 30, "utilization": 50,
-        "memory_utilization": 25, "temperature": 60, "power": 250500, "power_limit": 400000, "energy": 1234500,
-        "sm_clock": 1410, "memory_clock": 1593, "pcie_replays": 3, "throttle": 4, "ecc": [[5, 1], [50, 2]], "processes": [],
-    }
+def cpu(pid):
+    """In seconds."""
+    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def get(url):
-    with urllib.request.urlopen(url) as answer:
-        return answer.read()
+def memory(pid):
+    fields = dict(line.split(":", 1) for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines())
+    return int(fields["VmRSS"].split()[0]) / 1024, int(fields["Threads"]), len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def scrapes(url, count, times):
+    connection = http.client.HTTPConnection(url.removeprefix("http://"))
+    for _ in range(count):
+        begun = time.perf_counter()
+        connection.request("GET", "/metrics")
+        text = connection.getresponse().read()
+        times.append((time.perf_counter() - begun) * 1000)
+        time.sleep(PAUSE)
+    connection.close()
+    return text
+
+
+def measure(machine, name):
+    times, before, begun = [], cpu(machine.engine.pid), time.monotonic()
+    others = [threading.Thread(target=scrapes, args=(machine.url, SCRAPES, times)) for _ in range(CLIENTS - 1)]
+    for other in others:
+        other.start()
+    text = scrapes(machine.url, SCRAPES, times)
+    for other in others:
+        other.join()
+    wall, used = time.monotonic() - begun, cpu(machine.engine.pid) - before
+    series = sum(1 for line in text.decode().splitlines() if line and not line.startswith("#"))
+    rss, threads, files = memory(machine.engine.pid)
+    times.sort()
+    print(f"{name}: {series} series, {len(text) / 1000:.0f} kB; median {statistics.median(times):.1f} ms, "
+          f"p99 {times[int(len(times) * 0.99) - 1]:.1f}, best {times[0]:.1f}; CPU of the engine {used / len(times) * 1000:.1f} ms a scrape, "
+          f"{used / wall * 100:.0f} % of one; RSS {rss:.1f} MiB, {threads} threads, {files} descriptors", flush=True)
 
 
 def main():
-    with tempfile.TemporaryDirectory() as directory:
-        root = pathlib.Path(directory)
-        (root / "machine").mkdir()
-        (root / "machine/machine.rhai").write_text(SCRIPT)
-        (root / "machine/machine.toml").write_text("[gpu]\ndcgm_names = true\nevery = \"1s\"\n")
-        state = {"gpus": [gpu(index) for index in range(GPUS)], "xids": []}
-        (root / "gpus.json").write_text(json.dumps(state))
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        url = f"http://127.0.0.1:{port}"
-        environment = os.environ | {
-            "FAKE_NVML_STATE": str(root / "gpus.json"), "MACHINIST_GPU__LIBRARY": str(LIBRARY),
-            "MACHINIST_STATE_DIR": str(root / "state"),
-        }
-        command = [BINARY, "run", root / "machine", "--listen", f"127.0.0.1:{port}"]
-        with open(root / "log", "w") as log:
-            engine = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-        try:
-            deadline = time.monotonic() + 60
-            while True:
-                try:
-                    status = json.loads(get(f"{url}/status"))
-                    if status["state"] == "healthy":
-                        break
-                except OSError:
-                    pass
-                if time.monotonic() > deadline:
-                    sys.exit((root / "log").read_text())
-                time.sleep(0.1)
-            # A process with GPU memory in every service.
-            pids = [service["pid"] for service in status["services"].values()]
-            for index, pid in enumerate(pids):
-                state["gpus"][index % GPUS]["processes"].append([pid, 1 << 30])
-            (root / "gpus.new").write_text(json.dumps(state))
-            (root / "gpus.new").rename(root / "gpus.json")
-            time.sleep(3)
-            times = []
-            for _ in range(SCRAPES):
-                begun = time.perf_counter()
-                text = get(f"{url}/metrics")
-                times.append((time.perf_counter() - begun) * 1000)
-            series = sum(1 for line in text.decode().splitlines() if line and not line.startswith("#"))
-            times.sort()
-            print(f"{SERVICES} services, {GPUS} GPUs: {series} series, {len(text) / 1000:.0f} kB; "
-                  f"median {statistics.median(times):.1f} ms, p99 {times[int(len(times) * 0.99) - 1]:.1f} ms, "
-                  f"best {times[0]:.1f} ms")
-        finally:
-            engine.send_signal(signal.SIGTERM)
-            engine.wait()
+    for _ in range(ROUNDS):
+        for engine in sys.argv[1:] or ["target/release/machinist"]:
+            bench.use(engine)
+            files = {"machine.rhai": bench.services(SERVICES) + "fn workers(m) { [] }\n", "machine.toml": bench.GPU_SETTINGS}
+            with tempfile.TemporaryDirectory() as root, bench.Machine(pathlib.Path(root), files, GPUS) as machine:
+                machine.share_gpus()
+                bench.harness.wait("the GPUs' processes", 10, lambda: b"machinist_service_gpu_memory_bytes" in scrapes(machine.url, 1, []))
+                measure(machine, engine)
 
 
 if __name__ == "__main__":

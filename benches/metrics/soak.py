@@ -12,7 +12,6 @@ import os
 import pathlib
 import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,12 +19,9 @@ import time
 import urllib.parse
 import urllib.request
 
-from scrape import gpu
+import machine as bench
 
 SECONDS = int(sys.argv[1]) if len(sys.argv) > 1 else 300
-BINARY = pathlib.Path(sys.argv[2] if len(sys.argv) > 2 else "target/release/machinist").resolve()
-REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
-LIBRARY = pathlib.Path(os.environ.get("FAKE_NVML", BINARY.parent / "examples/libfake_nvml.so"))
 # Services that stay, services of each generation, seconds between reloads.
 LASTING, PASSING, RELOAD_EVERY = 20, 20, 5
 
@@ -50,67 +46,28 @@ fn workers(m) { [ #{ name: "w%d", connector: "command", slots: 4 } ] }
 """ % (LASTING, PASSING, turn, turn % 3)
 
 
-def port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def prometheus(root, url, target):
+    """One that scrapes `target` every second and answers at `url`."""
+    config = {
+        "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "5s"},
+        "rule_files": [str(bench.REPOSITORY / "docker/prometheus/alerts.yml")],
+        "scrape_configs": [{"job_name": "machinist", "static_configs": [{"targets": [target.removeprefix("http://")]}]}],
+    }
+    (root / "prometheus.yml").write_text(json.dumps(config))
+    with open(root / "prometheus.log", "w") as log:
+        return subprocess.Popen(
+            ["prometheus", f"--config.file={root}/prometheus.yml", f"--storage.tsdb.path={root}/data",
+             "--web.listen-address=" + url.removeprefix("http://")], stdout=log, stderr=log)
 
 
-def get(url, body=None):
-    headers = {"content-type": "application/json"} if body is not None else {}
-    request = urllib.request.Request(url, data=body, headers=headers)
-    with urllib.request.urlopen(request, timeout=10) as answer:
+def get(url):
+    with urllib.request.urlopen(url, timeout=10) as answer:
         return answer.read()
 
 
 class Soak:
-    def __init__(self, root):
-        self.root, self.port, self.turn, self.wrong = root, port(), 0, []
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.prometheus_url = f"http://127.0.0.1:{port()}"
-
-    def edit(self, text):
-        new = self.root / "machine/machine.rhai.new"
-        new.write_text(text)
-        new.rename(self.root / "machine/machine.rhai")
-
-    def start(self):
-        (self.root / "machine").mkdir()
-        self.edit(script(0))
-        (self.root / "machine/machine.toml").write_text(SETTINGS)
-        (self.root / "gpus.json").write_text(json.dumps({"gpus": [gpu(0), gpu(1)], "xids": []}))
-        environment = os.environ | {
-            "FAKE_NVML_STATE": str(self.root / "gpus.json"), "MACHINIST_GPU__LIBRARY": str(LIBRARY),
-            "MACHINIST_STATE_DIR": str(self.root / "state"), "MACHINIST_SCRIPTS_DIR": str(REPOSITORY / "scripts"),
-        }
-        command = [BINARY, "run", self.root / "machine", "--listen", f"127.0.0.1:{self.port}"]
-        with open(self.root / "log", "w") as log:
-            self.engine = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-        config = {
-            "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "5s"},
-            "rule_files": [str(REPOSITORY / "docker/prometheus/alerts.yml")],
-            "scrape_configs": [{"job_name": "machinist", "static_configs": [{"targets": [f"127.0.0.1:{self.port}"]}]}],
-        }
-        (self.root / "prometheus.yml").write_text(json.dumps(config))
-        with open(self.root / "prometheus.log", "w") as log:
-            self.prometheus = subprocess.Popen(
-                ["prometheus", f"--config.file={self.root}/prometheus.yml", f"--storage.tsdb.path={self.root}/data",
-                 "--web.listen-address=" + self.prometheus_url.removeprefix("http://")], stdout=log, stderr=log)
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                if json.loads(get(f"{self.url}/status"))["state"] == "healthy":
-                    return
-            except OSError:
-                pass
-            if time.monotonic() > deadline:
-                sys.exit((self.root / "log").read_text())
-            time.sleep(0.1)
-
-    def stop(self):
-        for process in (self.engine, self.prometheus):
-            process.send_signal(signal.SIGTERM)
-            process.wait()
+    def __init__(self, machine, prometheus_url):
+        self.machine, self.prometheus_url, self.turn, self.wrong = machine, prometheus_url, 0, []
 
     def query(self, query):
         answer = json.loads(get(f"{self.prometheus_url}/api/v1/query?" + urllib.parse.urlencode({"query": query})))
@@ -123,11 +80,9 @@ class Soak:
 
     def hurt(self):
         """A second of a machine's life."""
-        jobs = [{"service": "command", "payload": {"program": random.choice(["true", "true", "true", "false"])}} for _ in range(20)]
-        for job in jobs:
-            get(f"{self.url}/jobs", json.dumps(job).encode())
-        services = json.loads(get(f"{self.url}/status"))["services"]
-        alive = [service["pid"] for name, service in services.items() if name.startswith("lasting") and service.get("pid")]
+        for _ in range(20):
+            self.machine.submit({"service": "command", "payload": {"program": random.choice(["true", "true", "true", "false"])}})
+        alive = [pid for name, pid in self.machine.pids().items() if name.startswith("lasting")]
         for pid in random.sample(alive, min(2, len(alive))):
             try:
                 os.kill(pid, signal.SIGKILL)
@@ -135,7 +90,7 @@ class Soak:
                 pass
 
     def lint(self):
-        text = get(f"{self.url}/metrics")
+        text = get(f"{self.machine.url}/metrics")
         done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True)
         return done.returncode == 0, (done.stdout + done.stderr).decode().strip()
 
@@ -143,22 +98,21 @@ class Soak:
         begun, settled = time.monotonic(), SECONDS / 5
         # Nobody can run these: they wait.
         for _ in range(3):
-            waiting = {"service": "nobody", "requirement": {"pool": "fast"}, "payload": {}}
-            get(f"{self.url}/jobs", json.dumps(waiting).encode())
+            self.machine.submit({"service": "nobody", "requirement": {"pool": "fast"}, "payload": {}})
         reloads = broken = 0
         while (now := time.monotonic() - begun) < SECONDS:
             if now > (reloads + broken) * RELOAD_EVERY:
                 if (reloads + broken) % 6 == 5:
                     broken += 1
-                    self.edit("fn services(m) { [ #{ name: 1")
+                    self.machine.edit("fn services(m) { [ #{ name: 1")
                 else:
                     reloads += 1
                     self.turn += 1
-                    self.edit(script(self.turn))
+                    self.machine.edit(script(self.turn))
             self.hurt()
             time.sleep(1)
         # Let what was edited last go live, and one more scrape see it.
-        self.edit(script(self.turn + 1))
+        self.machine.edit(script(self.turn + 1))
         time.sleep(5)
         clean, said = self.lint()
         self.check(f"promtool check metrics: {said or 'nothing to say'}", clean and not said)
@@ -176,7 +130,7 @@ class Soak:
         groups = json.loads(get(f"{self.prometheus_url}/api/v1/rules"))["data"]["groups"]
         rules = [rule for group in groups for rule in group["rules"]]
         self.check(f"{len(rules)} rules", rules and all(rule["health"] == "ok" for rule in rules))
-        dashboard = json.loads((REPOSITORY / "docker/grafana/dashboards/machines.json").read_text())
+        dashboard = json.loads((bench.REPOSITORY / "docker/grafana/dashboards/machines.json").read_text())
         empty, asked = [], 0
         for panel in dashboard["panels"]:
             for target in panel.get("targets", []):
@@ -188,14 +142,18 @@ class Soak:
 
 
 def main():
-    with tempfile.TemporaryDirectory() as directory:
-        soak = Soak(pathlib.Path(directory))
+    bench.use(sys.argv[2] if len(sys.argv) > 2 else "target/release/machinist")
+    files = {"machine.rhai": script(0), "machine.toml": SETTINGS}
+    with tempfile.TemporaryDirectory() as directory, bench.Machine(pathlib.Path(directory), files, gpus=2) as machine:
+        url = f"http://127.0.0.1:{bench.harness.free_port()}"
+        scraper = prometheus(pathlib.Path(directory), url, machine.url)
         try:
-            soak.start()
+            soak = Soak(machine, url)
             soak.run()
         finally:
-            soak.stop()
-        sys.exit(1 if soak.wrong else 0)
+            scraper.send_signal(signal.SIGTERM)
+            scraper.wait()
+    sys.exit(1 if soak.wrong else 0)
 
 
 if __name__ == "__main__":
