@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """A real Prometheus scrapes a busy machine: services that come and go under new names with each reload, kill -9, broken edits,
-jobs that complete and fail, two GPUs of the tests' fake driver. In the end all that has to hold is printed, and checked.
+jobs that complete, fail and cost something, two GPUs of the tests' fake driver. In the end all that has to hold is printed, and checked.
 
     cargo build --release && cargo build --release --example fake_nvml
     benches/metrics/soak.py [SECONDS] [MACHINIST]
@@ -25,9 +25,14 @@ SECONDS = int(sys.argv[1]) if len(sys.argv) > 1 else 300
 # Services that stay, services of each generation, seconds between reloads.
 LASTING, PASSING, RELOAD_EVERY = 20, 20, 5
 
+# Nobody takes its spans.
 SETTINGS = """[connectors.command.vars.programs]
 true = ["true"]
 false = ["false"]
+[connectors.simulation]
+account = "key"
+[telemetry]
+otlp_endpoint = "http://127.0.0.1:1"
 [resources]
 every = "1s"
 [gpu]
@@ -42,7 +47,7 @@ def script(turn):
     for i in range(0, %d) { all.push(#{ name: "passing-%d-" + i, command: ["sleep", "1000"] }); }
     all
 }
-fn workers(m) { [ #{ name: "w%d", connector: "command", slots: 4 } ] }
+fn workers(m) { [ #{ name: "w%d", connector: "command", slots: 4 }, #{ name: "paid", connector: "simulation" } ] }
 """ % (LASTING, PASSING, turn, turn % 3)
 
 
@@ -82,6 +87,8 @@ class Soak:
         """A second of a machine's life."""
         for _ in range(20):
             self.machine.submit({"service": "command", "payload": {"program": random.choice(["true", "true", "true", "false"])}})
+        used = {"duration": 0, "steps": 1, "usage": {"images": 2, "cost_usd": 0.25}}
+        self.machine.submit({"service": "simulation", "payload": used})
         alive = [pid for name, pid in self.machine.pids().items() if name.startswith("lasting")]
         for pid in random.sample(alive, min(2, len(alive))):
             try:
