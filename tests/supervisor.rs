@@ -171,6 +171,36 @@ fn a_killed_service_is_back_with_its_strays_gone() {
 }
 
 #[test]
+fn what_got_away_from_a_service_is_measured_with_it() {
+    let bench = Bench::new();
+    let stray = bench.marker("measured-stray");
+    let away = format!("(env -i setsid sh -c 'sleep 61; : {stray}' &)");
+    let tree =
+        json!({ "name": "tree", "shell": format!("while [ ! -e go ]; do sleep 0.02; done; {away}; exec sleep 60") });
+    let plain = |name: &str| json!({ "name": name, "command": ["sleep", "60"] });
+    bench.apply(json!([tree, plain("before")]));
+    bench.wait("tree", ServiceState::Ready);
+    let usage = || bench.handle.usage(Duration::from_millis(100));
+    // By now all that there is has been seen.
+    wait_until("all trees", LIMIT, || usage().values().all(|usage| usage.processes > 0).then_some(()));
+    std::fs::write(bench.dir.path().join("go"), "").unwrap();
+    bench.apply(json!([tree, plain("before"), plain("after")]));
+    let found = wait_until("the orphan, its child and a new service", LIMIT, || {
+        let found = usage();
+        let processes = |name: &str| found.get(name).map_or(0, |usage| usage.processes);
+        (processes("tree") == 3 && processes("before") == 1 && processes("after") == 1).then_some(found)
+    });
+    assert_eq!(found["tree"].threads, 3);
+    assert!(found["tree"].memory_bytes > 0 && found["tree"].open_files > 0, "{found:?}");
+    let orphan = processes_with(&stray)[0];
+    let pids = [orphan, 1].into();
+    let (_, owners) = bench.handle.usage_and_owners(Duration::ZERO, &pids);
+    assert_eq!(owners, [(orphan, Name::new("tree").unwrap())].into());
+    bench.stop_all(Duration::from_secs(10));
+    assert!(usage().is_empty() && processes_with(&stray).is_empty());
+}
+
+#[test]
 fn a_service_that_keeps_failing_is_given_up_and_says_why() {
     let bench = Bench::with(json!([
         { "name": "bad", "shell": "echo no such device >&2; exit 3", "restart": { "initial": "1ms", "limit": 3 } },

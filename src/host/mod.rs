@@ -36,5 +36,5 @@ pub use signals::{HostSignal, listen};
 pub use state_dir::{Identity, StateDir, StateDirError};
 pub use system::{Resources, host_name, reserve_descriptors, resources};
 pub use totals::{ContainerTotals, DiskTotals, HostMemory, HostTotals, InterfaceTotals};
-pub use usage::{Meter, Usage};
+pub use usage::{Meter, Usage, open_files};
 pub use watch::{FileWatcher, Known, Watched};

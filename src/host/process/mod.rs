@@ -16,4 +16,4 @@ pub use exit::Exit;
 pub use lineage::{Leftover, Lineage, MARK, kill_leftovers};
 pub use reaper::{Hurry, Processes};
 pub use spawn::{SpawnSpec, Spawned, Stdin, find_program};
-pub use table::{Row, command, row, snapshot, with_file};
+pub use table::{Entry, Row, command, listing, row, snapshot, with_file};

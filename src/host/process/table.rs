@@ -1,5 +1,7 @@
+use std::borrow::Cow;
 use std::fs::{self, File};
 use std::io::Read;
+use std::os::unix::fs::DirEntryExt;
 
 /// One process of `/proc`.
 #[derive(Clone, Debug)]
@@ -19,10 +21,25 @@ pub struct Row {
 
 /// Every process there is, in the order of their numbers.
 pub fn snapshot() -> Vec<Row> {
+    listing().into_iter().filter_map(|entry| row(entry.pid)).collect()
+}
+
+/// A process as the directory `/proc` lists it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub pid: u32,
+    /// Of its own directory. The kernel makes them up one after the other, so another process with the same number has another.
+    pub inode: u64,
+}
+
+/// Every process there is, in the order of their numbers, by one read of `/proc`.
+pub fn listing() -> Vec<Entry> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-    let mut pids: Vec<u32> = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
-    pids.sort_unstable();
-    pids.into_iter().filter_map(row).collect()
+    let entry =
+        |entry: fs::DirEntry| Some(Entry { pid: entry.file_name().to_str()?.parse().ok()?, inode: entry.ino() });
+    let mut found: Vec<Entry> = entries.flatten().filter_map(entry).collect();
+    found.sort_unstable_by_key(|entry| entry.pid);
+    found
 }
 
 pub fn row(pid: u32) -> Option<Row> {
@@ -44,26 +61,32 @@ pub fn with_file<T>(pid: u32, name: &str, look: impl FnOnce(&str) -> T) -> Optio
         &rest
     };
     // A name may hold anything.
-    Some(look(&String::from_utf8_lossy(bytes)))
+    let text = std::str::from_utf8(bytes).map_or_else(|_| String::from_utf8_lossy(bytes), Cow::Borrowed);
+    Some(look(&text))
 }
 
 fn parse(pid: u32, text: &str) -> Option<Row> {
     // The name stands in parentheses and may hold anything, parentheses too.
     let (head, rest) = text.rsplit_once(')')?;
     let name = head.split_once('(')?.1.to_owned();
-    // Numbered as in proc(5), where the state is the third.
-    let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
-    let field = |number: usize| fields.get(number - 3).copied();
-    let number = |index: usize| field(index).and_then(|text| text.parse::<u64>().ok());
-    let small = |index: usize| number(index).and_then(|value| u32::try_from(value).ok());
+    // Numbered as in proc(5), where the state is the third; they are read in their order.
+    let (mut fields, mut next) = (rest.split_ascii_whitespace(), 3);
+    let mut field = |number: usize| {
+        let skipped = number - next;
+        next = number + 1;
+        fields.nth(skipped)
+    };
+    let zombie = matches!(field(3)?, "Z" | "X");
+    let mut number = |index: usize| field(index)?.parse::<u64>().ok();
+    let small = |value: u64| u32::try_from(value).ok();
     Some(Row {
         pid,
         name,
-        parent: small(4)?,
-        session: small(6)?,
-        zombie: matches!(field(3)?, "Z" | "X"),
+        zombie,
+        parent: small(number(4)?)?,
+        session: small(number(6)?)?,
         cpu_ticks: number(14)? + number(15)? + number(16)? + number(17)?,
-        threads: small(20)?,
+        threads: small(number(20)?)?,
         begun_ticks: number(22)?,
         resident_pages: number(24)?,
     })
@@ -86,6 +109,7 @@ mod tests {
         assert_eq!((row.cpu_ticks, row.threads, row.begun_ticks), (34, 3, 555));
         assert_eq!(row.resident_pages, 42);
         assert!(super::parse(7, "7 (x").is_none());
+        assert!(super::parse(7, "7 (x) S 1 7 7").is_none());
     }
 
     #[test]
