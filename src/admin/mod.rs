@@ -21,6 +21,7 @@ mod status;
 pub use console::{Consoles, event_kinds};
 pub use health::{Check, Health, health_of};
 pub use machines::MachineSummary;
+pub use metrics::Looks;
 pub use openapi::openapi;
 pub use plan::ReloadPlan;
 pub use server::{AdminDeps, serve};

@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 use super::console::Consoles;
 use super::error::{ApiError, Done};
 use super::extract::Query;
+use super::metrics::Looks;
 use super::plan::ReloadPlan;
 use super::route;
 use super::routes::routes;
@@ -51,6 +52,7 @@ pub struct AdminDeps {
     pub sockets: TaskTracker,
     pub consoles: Consoles,
     pub traces: Traces,
+    pub looks: Looks,
 }
 
 /// A bulk submission of a hundred thousand jobs.

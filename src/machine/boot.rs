@@ -24,7 +24,7 @@ use super::service_hooks::ScriptHooks;
 use super::startup::Timeline;
 use super::unmatched::watch_unmatched;
 use super::workers::Workers;
-use crate::admin::{AdminDeps, ConsoleGround, Consoles, Control, MachineIdentity, serve};
+use crate::admin::{AdminDeps, ConsoleGround, Consoles, Control, Looks, MachineIdentity, serve};
 use crate::base::{Problems, Timestamp};
 use crate::host::process::{Processes, kill_leftovers};
 use crate::host::{
@@ -130,6 +130,7 @@ pub async fn run(
         sockets: TaskTracker::new(),
         consoles: Consoles::default(),
         traces: traces.clone(),
+        looks: Looks::default(),
     };
     let server = tokio::spawn(serve(listener, admin));
     let announcer =

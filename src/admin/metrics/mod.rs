@@ -1,16 +1,17 @@
-//! `/metrics`: what was counted, then what is read at the scrape, so that it ends with what it describes. `page` writes families
+//! `/metrics`: what was counted, then what is read at the scrape, so that it ends with what it describes. `look` looks, `page` writes families
 //! as the catalogue describes them, `openmetrics` turns the text into the newer format; the others each write what they know.
 
 mod accounts;
 mod backlog;
 mod gpus;
 mod host;
+mod look;
 mod openmetrics;
 mod page;
 mod process;
 mod services;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::State;
@@ -18,17 +19,14 @@ use axum::http::{HeaderMap, header};
 use axum::response::IntoResponse;
 
 use self::host::HostReading;
+use self::look::Look;
+pub use self::look::Looks;
 use self::page::Page;
 use super::server::AdminDeps;
 use super::status::{MachineState, MachineStatus};
-use crate::base::Name;
-use crate::host::{Usage, host_name};
-use crate::queue::BrokerError;
+use crate::host::host_name;
+use crate::queue::{AccountStatus, Backlog, BrokerError};
 use crate::telemetry::script_metrics;
-
-/// The time a scrape may spend on finding out shares of memory, which costs the kernel a walk over each process's pages;
-/// what is left out keeps its last value and comes first the next time.
-const PSS_BUDGET: Duration = Duration::from_millis(2);
 
 /// What services and workers have counted begins so.
 const SERVICES: &str = "machinist_service_";
@@ -39,64 +37,76 @@ const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=
 
 pub(super) async fn render(State(deps): State<AdminDeps>, headers: HeaderMap) -> impl IntoResponse {
     let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let text = text(&deps).await;
-    if openmetrics::is_wanted(accept) {
-        ([(header::CONTENT_TYPE, OPENMETRICS)], openmetrics::convert(&text))
-    } else {
-        ([(header::CONTENT_TYPE, TEXT)], text)
+    let wanted = openmetrics::is_wanted(accept);
+    let beside = async {
+        let (queue, deps) = (Queue::ask(&deps).await, deps.clone());
+        off(move || known(&deps, &queue)).await
+    };
+    let (look, page) = tokio::join!(deps.looks.take(look::look(&deps)), beside);
+    let (kind, text) = off(move || {
+        let text = with_processes(page, &deps, &look);
+        if wanted { (OPENMETRICS, openmetrics::convert(&text)) } else { (TEXT, text) }
+    })
+    .await;
+    ([(header::CONTENT_TYPE, kind)], text)
+}
+
+/// There are thousands of lines to be written: no worker of the runtime is to be kept from jobs by them.
+async fn off<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|failed| std::panic::resume_unwind(failed.into_panic()))
+}
+
+/// What the queue answers, as far as a scrape can wait for it.
+struct Queue {
+    backlog: Option<Arc<Backlog>>,
+    accounts: Option<Vec<AccountStatus>>,
+}
+
+impl Queue {
+    async fn ask(deps: &AdminDeps) -> Self {
+        let broker = &deps.broker;
+        // The first refreshes the gauges of all jobs by state. A queue that does not answer is waited for once.
+        let (_, backlog, accounts) =
+            tokio::join!(within(broker.stats()), within(broker.backlog()), within(broker.accounts()));
+        Self { backlog, accounts }
     }
 }
 
-/// What the queue answers, as long as a scrape can wait for it.
 async fn within<T>(answer: impl Future<Output = Result<T, BrokerError>>) -> Option<T> {
     tokio::time::timeout(Duration::from_secs(1), answer).await.ok()?.ok()
 }
 
-async fn text(deps: &AdminDeps) -> String {
-    let mut page = Page::default();
-    let broker = &deps.broker;
-    // The first refreshes the gauges of all jobs by state. A queue that does not answer is waited for once.
-    let asked = (within(broker.stats()), within(broker.backlog()), within(broker.accounts()));
-    let (_, backlog, known) = tokio::join!(asked.0, asked.1, asked.2);
-    if let Some(backlog) = backlog {
-        backlog::backlog(&mut page, &backlog);
+/// All that is told without a look at the services' processes, which takes longest.
+fn known(deps: &AdminDeps, queue: &Queue) -> Page {
+    let status = deps.status.borrow().clone();
+    let mut page = Page { text: living(&deps.metrics.render(), &status) };
+    if let Some(backlog) = &queue.backlog {
+        backlog::backlog(&mut page, backlog);
     }
-    if let Some(known) = known {
-        accounts::accounts(&mut page, &known);
+    if let Some(accounts) = &queue.accounts {
+        accounts::accounts(&mut page, accounts);
     }
     accounts::used(&mut page);
-    let status = deps.status.borrow().clone();
-    let Page { text: queue } = page;
-    let mut page = Page { text: living(&deps.metrics.render(), &status) };
-    page.text.push_str(&queue);
     page.family("machinist_build_info").sample(&[("version", &status.machine.version)], 1.0);
     let mut family = page.family("machinist_machine_state");
     for state in MachineState::ALL {
         family.sample(&[("state", state.as_str())], f64::from(u8::from(status.state == state)));
     }
     page.text.push_str(&script_metrics::render());
-    let gpu_status = deps.gpus.get();
-    let pids = gpu_status.gpus.iter().filter_map(|gpu| gpu.sample.as_ref());
-    let pids: BTreeSet<u32> = pids.flat_map(|sample| sample.processes.iter().map(|process| process.pid)).collect();
-    let (reading, usages, owners) = look(deps, pids).await;
-    services::services(&mut page, &status.services, &usages);
-    gpus::gpus(&mut page, &gpu_status, &owners);
-    if deps.dcgm_names {
-        gpus::dcgm(&mut page, &gpu_status, &host_name());
-    }
-    reading.write(&mut page);
+    HostReading::take(&deps.state_dir).write(&mut page);
     process::process(&mut page);
-    page.text
+    page
 }
 
-/// One look at `/proc`, off the async workers.
-async fn look(deps: &AdminDeps, pids: BTreeSet<u32>) -> (HostReading, BTreeMap<Name, Usage>, BTreeMap<u32, Name>) {
-    let (supervisor, state_dir) = (deps.supervisor.clone(), deps.state_dir.clone());
-    let look = move || {
-        let (usages, owners) = supervisor.usage_and_owners(PSS_BUDGET, &pids);
-        (HostReading::take(&state_dir), usages, owners)
-    };
-    tokio::task::spawn_blocking(look).await.unwrap_or_default()
+fn with_processes(mut page: Page, deps: &AdminDeps, look: &Look) -> String {
+    let status = deps.status.borrow().clone();
+    services::services(&mut page, &status.services, &look.usages);
+    gpus::gpus(&mut page, &look.gpus, &look.owners);
+    if deps.dcgm_names {
+        gpus::dcgm(&mut page, &look.gpus, &host_name());
+    }
+    page.text
 }
 
 /// What was counted, without the series of services and workers that are gone.

@@ -34,13 +34,10 @@ impl Family<'_> {
         text.push_str(name);
         for (index, (label, value)) in labels.iter().enumerate() {
             let _ = write!(text, "{}{label}=\"", if index == 0 { '{' } else { ',' });
-            for letter in value.chars() {
-                match letter {
-                    '\\' => text.push_str("\\\\"),
-                    '"' => text.push_str("\\\""),
-                    '\n' => text.push_str("\\n"),
-                    letter => text.push(letter),
-                }
+            if value.contains(['\\', '"', '\n']) {
+                escape(text, value);
+            } else {
+                text.push_str(value);
             }
             text.push('"');
         }
@@ -51,6 +48,17 @@ impl Family<'_> {
     pub fn maybe(&mut self, labels: &[(&str, &str)], value: Option<f64>) {
         if let Some(value) = value {
             self.sample(labels, value);
+        }
+    }
+}
+
+fn escape(text: &mut String, value: &str) {
+    for letter in value.chars() {
+        match letter {
+            '\\' => text.push_str("\\\\"),
+            '"' => text.push_str("\\\""),
+            '\n' => text.push_str("\\n"),
+            letter => text.push(letter),
         }
     }
 }

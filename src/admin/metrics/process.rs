@@ -1,4 +1,5 @@
 use super::page::{Page, number};
+use crate::host::open_files;
 
 /// `USER_HZ`, fixed on Linux.
 const TICKS: f64 = 100.0;
@@ -23,8 +24,7 @@ pub(super) fn process(page: &mut Page) {
         .and_then(|text| text.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse::<f64>().ok());
     let start = field(22).zip(boot).map(|(since_boot, boot)| boot + since_boot / TICKS);
     page.family("process_start_time_seconds").maybe(&[], start);
-    let open = std::fs::read_dir("/proc/self/fd").ok().and_then(|fds| u32::try_from(fds.count()).ok());
-    page.family("process_open_fds").maybe(&[], open.map(f64::from));
+    page.family("process_open_fds").sample(&[], number(open_files(std::process::id())));
     let max = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).ok();
     page.family("process_max_fds").maybe(&[], max.map(|(soft, _)| number(soft)));
 }
