@@ -25,21 +25,27 @@ pub(super) struct Look {
 /// read by one of them, and nobody is told what was so before it asked.
 #[derive(Clone, Debug, Default)]
 pub struct Looks {
-    last: Arc<Mutex<Option<(Instant, Arc<Look>)>>>,
+    last: Arc<Mutex<Option<Taken>>>,
+}
+
+#[derive(Debug)]
+struct Taken {
+    begun: Instant,
+    look: Arc<Look>,
 }
 
 impl Looks {
     pub(super) async fn take(&self, look: impl Future<Output = Look>) -> Arc<Look> {
         let asked = Instant::now();
         let mut last = self.last.lock().await;
-        if let Some((begun, look)) = &*last
-            && *begun >= asked
+        if let Some(taken) = &*last
+            && taken.begun >= asked
         {
-            return Arc::clone(look);
+            return Arc::clone(&taken.look);
         }
         let begun = Instant::now();
         let look = Arc::new(look.await);
-        *last = Some((begun, Arc::clone(&look)));
+        *last = Some(Taken { begun, look: Arc::clone(&look) });
         look
     }
 }
