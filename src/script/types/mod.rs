@@ -3,6 +3,7 @@
 mod blob;
 mod host_error;
 mod mask;
+mod parts;
 mod pending_request;
 mod redis_client;
 mod response;

@@ -8,6 +8,7 @@ use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap};
 use rhai::{EvalAltResult, FnPtr};
 use serde_json::Value;
 
+use super::parts::{Pattern, each_part};
 use super::{Blob, BlobWriter, HostError};
 use crate::base::Timestamp;
 use crate::host::http::{SseParser, next_chunk, retry_after};
@@ -299,6 +300,23 @@ mod functions {
     pub fn response_json_at(response: &mut Response, pointer: &str) -> ScriptResult<Dynamic> {
         let (value, pointer) = response.at(&Call::current()?, pointer)?;
         rhai::serde::to_dynamic(value.pointer(&pointer))
+    }
+
+    /// Calls `callback(value)` for each part of the body's JSON that a JSON pointer means in which `*` stands for any key or index
+    /// (`"/data/*/id"`), in their order, until it returns false; gives back whether it came to the end. Only these parts become
+    /// values, so that the body may have more than a script's values may.
+    #[rhai_fn(name = "each_at", return_raw, pure)]
+    pub fn response_each_at(
+        context: NativeCallContext,
+        response: &mut Response,
+        pointer: &str,
+        callback: FnPtr,
+    ) -> ScriptResult<bool> {
+        let pattern = Pattern::new(pointer).map_err(|why| error(format!("{}: {why}", response.0.what)))?;
+        let blob = response.load(&Call::current()?)?;
+        let bytes = blob.bytes(u64::MAX).map_err(|cause| error(cause.to_string()))?;
+        each_part(&bytes, &pattern, |part| goes_on(&context, &callback, part))
+            .map_err(|cause| response.bad_json(&cause))?
     }
 
     /// The bytes of a base64 text inside the body's JSON, by its JSON pointer (`"/images/0"`), however large.
