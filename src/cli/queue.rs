@@ -7,6 +7,10 @@ use super::client::{Client, segment};
 use super::output::{self, text};
 use super::{CliError, Global};
 
+/// A backend may have thousands; `--json` has them all.
+const MODELS_IN_A_ROW: usize = 3;
+const MODELS_OF_ONE: usize = 50;
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum QueueCommand {
     /// How many jobs are in each state: in all, by service, and by the pool they ask for.
@@ -253,18 +257,32 @@ fn workers(answer: &Value) {
         .into_iter()
         .flatten()
         .map(|(name, can)| {
-            let list = |field: &str| {
-                let items = can[field].as_array().into_iter().flatten().filter_map(Value::as_str);
-                items.collect::<Vec<_>>().join(",")
-            };
+            let list = |field: &str| few(&can[field], MODELS_IN_A_ROW);
             vec![name.clone(), text(can, "machine_type"), text(can, "pool"), list("services"), list("models")]
         })
         .collect();
     output::table(&["WORKER", "TYPE", "POOL", "SERVICES", "MODELS"], &rows);
 }
 
+/// The first of a list of texts, and how many more there are.
+fn few(list: &Value, most: usize) -> String {
+    let items: Vec<&str> = list.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let shown = items[..items.len().min(most)].join(", ");
+    if items.len() > most { format!("{shown} and {} more", items.len() - most) } else { shown }
+}
+
 fn explain_worker(answer: &Value) {
     output::line(&format!("{}: {}", text(answer, "worker"), text(answer, "reason")));
+    let can = &answer["capabilities"];
+    for field in ["services", "models"] {
+        let names = few(&can[field], MODELS_OF_ONE);
+        if !names.is_empty() {
+            output::line(&format!("  {field}: {names}"));
+        }
+    }
+    if can["labels"].as_object().is_some_and(|labels| !labels.is_empty()) {
+        output::line(&format!("  labels: {}", can["labels"]));
+    }
     for class in answer["runs"].as_array().into_iter().flatten() {
         let held = class["held_by"].as_str().map(|scope| format!(", held by {scope}")).unwrap_or_default();
         let others: Vec<&str> = class["left_to"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();

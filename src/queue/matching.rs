@@ -99,6 +99,16 @@ impl Class {
         self.matches(capabilities)
     }
 
+    /// Why a worker may not run jobs of this class, for whoever wrote the job: with the model that may have been meant.
+    pub fn explain(&self, worker: &str, capabilities: &Capabilities) -> Option<String> {
+        let Mismatch(why) = self.admits(worker, capabilities).err()?;
+        let missing = self.requirement.models.difference(&capabilities.models).next();
+        let missing = missing.filter(|model| why == no_model(model));
+        let is_meant = |model: &str, known: &str| known.contains(model) || (known.len() > 3 && model.contains(known));
+        let meant = missing.and_then(|model| capabilities.models.iter().find(|known| is_meant(model, known)));
+        Some(meant.map_or(why.clone(), |meant| format!("{why}, but {meant:?}")))
+    }
+
     /// Whether a worker with these capabilities may run jobs of this class. Total over any input; what cannot be decided
     /// does not match.
     pub fn matches(&self, worker: &Capabilities) -> Result<(), Mismatch> {
@@ -114,7 +124,7 @@ impl Class {
         at_least("ram_gb", least.ram_gb, has.ram_gb)?;
         at_least("cpu_cores", least.cpu_cores, has.cpu_cores)?;
         for model in &want.models {
-            require(worker.models.contains(model), || format!("the worker has no model {model:?}"))?;
+            require(worker.models.contains(model), || no_model(model))?;
         }
         for (label, test) in &want.labels {
             require(passes(test, worker.labels.get(label)), || format!("label {label:?} does not pass"))?;
@@ -141,6 +151,10 @@ fn sorted(mut requirement: Requirement) -> Requirement {
         }
     }
     requirement
+}
+
+fn no_model(model: &str) -> String {
+    format!("the worker has no model {model:?}")
 }
 
 fn require(holds: bool, why: impl FnOnce() -> String) -> Result<(), Mismatch> {
@@ -228,6 +242,24 @@ mod tests {
         let mut other = class(json!({}), None);
         other.service = Name::new("openai").unwrap();
         assert!(other.matches(&worker()).is_err());
+    }
+
+    #[test]
+    fn a_model_that_may_have_been_meant_is_named() {
+        let mut has = worker();
+        has.models = ["xl/base_1.0.safetensors", "v1"].map(str::to_owned).into();
+        for (asked, said) in [
+            ("base_1.0", ", but \"xl/base_1.0.safetensors\""),
+            ("models/xl/base_1.0.safetensors", ", but \"xl/base_1.0.safetensors\""),
+            ("v1.5", ""),
+            ("flux", ""),
+        ] {
+            let why = class(json!({ "models": [asked, "v1"] }), None).explain("w", &has).unwrap();
+            assert_eq!(why, format!("the worker has no model {asked:?}{said}"));
+        }
+        assert_eq!(class(json!({ "models": ["v1"] }), None).explain("w", &has), None);
+        let other = class(json!({ "models": ["base_1.0"], "pool": "x" }), None).explain("w", &has).unwrap();
+        assert!(other.starts_with("pool x is asked for"), "{other}");
     }
 
     #[test]

@@ -249,7 +249,7 @@ impl Client {
             accounts.extend(fitting.map(|(_, worker)| worker.account.clone()));
             let judge = |(name, worker): (&String, _)| WorkerMatch {
                 worker: name.clone(),
-                mismatch: class.admits(name, worker).err().map(|mismatch| mismatch.to_string()),
+                mismatch: class.explain(name, worker),
             };
             roster.workers.iter().map(judge).collect()
         };
