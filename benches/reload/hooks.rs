@@ -58,6 +58,7 @@ async fn measure() {
         vars: serde_json::Map::new(),
         machine: context.clone(),
         work_dir: dir.clone(),
+        checked: serde_json::Value::Null,
     });
     let mut services = Vec::new();
     let mut checks = Vec::new();

@@ -77,11 +77,19 @@ pub(super) async fn status(global: &Global) -> Result<ExitCode, CliError> {
     }
     output::line("");
     super::services::table(&status["services"]);
-    let workers: Vec<Vec<String>> =
-        status["workers"].as_object().map(|map| map.values().map(worker).collect()).unwrap_or_default();
+    let workers: Vec<&Value> = status["workers"].as_object().into_iter().flat_map(|map| map.values()).collect();
     if !workers.is_empty() {
+        let mut headings = vec!["WORKER", "CONNECTOR", "STATE", "BUSY", "DONE", "FAILED", "REASON"];
+        let mut rows: Vec<Vec<String>> = workers.iter().map(|status| worker(status)).collect();
+        // Jobs of most connectors ask for no model.
+        if workers.iter().any(|worker| worker["models"].as_u64().is_some()) {
+            headings.insert(headings.len() - 1, "MODELS");
+            for (row, worker) in rows.iter_mut().zip(&workers) {
+                row.insert(row.len() - 1, worker["models"].as_u64().unwrap_or(0).to_string());
+            }
+        }
         output::line("");
-        output::table(&["WORKER", "CONNECTOR", "STATE", "BUSY", "DONE", "FAILED", "REASON"], &workers);
+        output::table(&headings, &rows);
     }
     let gpus: Vec<Vec<String>> =
         status["gpus"]["gpus"].as_array().map(|gpus| gpus.iter().map(gpu).collect()).unwrap_or_default();
@@ -117,6 +125,9 @@ fn gpu(gpu: &Value) -> Vec<String> {
 
 fn worker(worker: &Value) -> Vec<String> {
     let busy = worker["running"].as_array().map_or(0, Vec::len);
+    // It claims all the same.
+    let untold = worker["inventory"]["problem"].as_str();
+    let untold = untold.map(|why| format!("its backend does not tell what it has: {why}"));
     vec![
         text(worker, "name"),
         text(worker, "connector"),
@@ -124,7 +135,7 @@ fn worker(worker: &Value) -> Vec<String> {
         format!("{busy}/{}", text(worker, "slots")),
         text(worker, "completed"),
         text(worker, "failed"),
-        worker["reason"].as_str().unwrap_or("").to_owned(),
+        worker["reason"].as_str().map(str::to_owned).or(untold).unwrap_or_default(),
     ]
 }
 

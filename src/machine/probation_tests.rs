@@ -46,6 +46,8 @@ fn worker(state: WorkerState) -> BTreeMap<Name, WorkerStatus> {
         slots: 1,
         state,
         reason: Some("no answer".into()),
+        models: 0,
+        inventory: None,
         running: Vec::new(),
         completed: 0,
         failed: 0,

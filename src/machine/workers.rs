@@ -182,6 +182,7 @@ impl Workers {
             vars,
             machine: generation.context.clone(),
             work_dir,
+            checked: serde_json::Value::Null,
         }))
     }
 

@@ -3,10 +3,10 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::Submission;
-use crate::spec::LabelTest;
+use crate::spec::{LabelTest, Requirement};
 
 const MAX_DEPTH: usize = 64;
-const MAX_TEXT: usize = 256;
+const MAX_TEXT: usize = Requirement::MAX_NAME;
 const MAX_TRACE_STATE: usize = 512;
 const MAX_CLAUSES: usize = 100;
 const MAX_DEPENDENCIES: usize = 10_000;

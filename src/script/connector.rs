@@ -1,5 +1,5 @@
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -17,10 +17,13 @@ use super::data::{Secrets, to_json};
 use super::program::Program;
 use crate::base::{Name, Problems};
 use crate::queue::{Failure, FailureClass, Job};
+use crate::spec::Inventory;
 use crate::telemetry::TraceScope;
 use crate::worker::{Connector, JobContext};
 
 const CHECK_LIMIT: Duration = Duration::from_secs(10);
+/// A `ComfyUI` with many nodes takes seconds to say what it has.
+pub(super) const CAPABILITIES_LIMIT: Duration = Duration::from_secs(30);
 const CANCEL_LIMIT: Duration = Duration::from_secs(10);
 
 /// A connector's script, compiled and checked; `bind` gives it a place in a machine.
@@ -43,11 +46,16 @@ pub struct ConnectorContext {
     pub machine: MachineContext,
     /// Jobs of this worker keep their files below it.
     pub work_dir: PathBuf,
+    /// In `capabilities`: what `check` gave back just before, so that what it asked for need not be asked for again.
+    #[serde(default)]
+    pub checked: Value,
 }
 
 struct Bound {
     program: Arc<Program>,
     context: ConnectorContext,
+    /// What the latest check gave back, for `capabilities`.
+    checked: Mutex<Value>,
 }
 
 impl ConnectorProgram {
@@ -78,7 +86,7 @@ impl ConnectorProgram {
         if let Some(config) = &self.program.config {
             config.fill(&mut context.vars);
         }
-        Arc::new(Bound { program: Arc::clone(&self.program), context })
+        Arc::new(Bound { program: Arc::clone(&self.program), context, checked: Mutex::default() })
     }
 }
 
@@ -117,12 +125,28 @@ impl Connector for Bound {
         let call = self.call(CancellationToken::new(), Instant::now() + CHECK_LIMIT);
         let context = self.context();
         let arguments = move || Ok((rhai::serde::to_dynamic(&context)?,));
-        // A check may throw a reason, or just say no.
-        let finish = |answer: &Dynamic| answer.as_bool();
-        let outcome = self.program.invoke("check", Some(CHECK_LIMIT), call, arguments, finish).await;
-        match outcome.map_err(|error| error.failure)? {
-            Ok(false) => Err(Failure::new(FailureClass::Retryable, "the connector's check says that it is not ready")),
-            _ => Ok(()),
+        let outcome = self.program.invoke("check", Some(CHECK_LIMIT), call, arguments, of_check).await;
+        let found = outcome.map_err(|error| error.failure)??;
+        *self.checked.lock().unwrap_or_else(PoisonError::into_inner) = found;
+        Ok(())
+    }
+
+    async fn capabilities(&self) -> Result<Option<Inventory>, Failure> {
+        if !self.program.has("capabilities", 1) {
+            return Ok(None);
+        }
+        let call = self.call(CancellationToken::new(), Instant::now() + CAPABILITIES_LIMIT);
+        let checked = self.checked.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let context = ConnectorContext { checked, ..self.context() };
+        let arguments = move || Ok((rhai::serde::to_dynamic(&context)?,));
+        let limit = Some(CAPABILITIES_LIMIT);
+        let outcome = self.program.invoke("capabilities", limit, call, arguments, inventory).await;
+        match outcome {
+            Ok(found) => found.map(Some),
+            Err(error) => {
+                tracing::debug!(connector = %self.context.connector, "{}", error.problem);
+                Err(error.failure)
+            }
         }
     }
 
@@ -156,4 +180,19 @@ impl Connector for Bound {
             }
         }
     }
+}
+
+/// A check may throw a reason, or just say no. What it found out is for `capabilities`, which sees plain data only.
+pub(super) fn of_check(answer: &Dynamic) -> Result<Value, Failure> {
+    if answer.as_bool() == Ok(false) {
+        return Err(Failure::new(FailureClass::Retryable, "the connector's check says that it is not ready"));
+    }
+    Ok(to_json(answer, Secrets::Refuse).unwrap_or_default())
+}
+
+/// What `capabilities(ctx)` returned, or why it cannot be taken.
+pub(super) fn inventory(returned: &Dynamic) -> Result<Inventory, Failure> {
+    let plain = to_json(returned, Secrets::Refuse);
+    let plain = plain.map_err(|why| format!("capabilities(ctx) returned something that is no plain data: {why}"));
+    plain.and_then(|plain| Inventory::read(&plain)).map_err(|why| Failure::new(FailureClass::Fatal, why))
 }

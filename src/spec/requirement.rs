@@ -39,6 +39,11 @@ pub struct Requirement {
     pub worker: Option<Name>,
 }
 
+impl Requirement {
+    /// Of a model, a label: 1 to so many bytes.
+    pub const MAX_NAME: usize = 256;
+}
+
 /// A test of one label's value. A label that is absent passes none of them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]

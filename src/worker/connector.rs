@@ -6,6 +6,7 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use crate::queue::{Failure, Job, Usage};
+use crate::spec::Inventory;
 use crate::telemetry::TraceScope;
 
 /// What runs jobs of one kind. A worker holds one; a reload hands it a new one, and jobs in flight finish on the old.
@@ -13,6 +14,12 @@ use crate::telemetry::TraceScope;
 pub trait Connector: Send + Sync + 'static {
     /// Whether the backend can take a job now; the reason when it cannot. Called before claiming and while idle.
     async fn check(&self) -> Result<(), Failure>;
+
+    /// What the backend has that jobs may ask for; `None` where the connector does not tell. Called after a check that held:
+    /// before the first claim, and then at most once a minute, or 10 s after the last time where a job found something missing.
+    async fn capabilities(&self) -> Result<Option<Inventory>, Failure> {
+        Ok(None)
+    }
 
     /// Runs the job to its end. Must return soon after `context.cancel` fires and before `context.deadline`, with
     /// everything it started stopped. When `job.saved` is there and the connector can, it resumes instead of starting

@@ -1,14 +1,20 @@
+use std::collections::BTreeSet;
+
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use super::abilities::without;
 use crate::base::{Name, Timestamp};
 use crate::queue::{Failure, JobId};
+use crate::spec::Capabilities;
 use crate::telemetry::{EventKind, Level, Observed};
 
 /// Every kind of event that comes from here.
 pub fn event_kinds() -> Vec<EventKind> {
     vec![
         EventKind::of::<WorkerChanged>(),
+        EventKind::of::<CapabilitiesChanged>(),
+        EventKind::of::<InventoryFailed>(),
         EventKind::of::<AccountHeld>(),
         EventKind::of::<AccountLifted>(),
         EventKind::of::<JobFailed>(),
@@ -41,6 +47,84 @@ impl Observed for WorkerChanged {
         let state = state.as_ref().and_then(|state| state.as_str()).unwrap_or("changed").replace('_', " ");
         let reason = self.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
         format!("worker {} is {state}{reason}", self.worker)
+    }
+}
+
+/// A worker's backend has other models, or other labels, than before: jobs are matched against what it has now.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct CapabilitiesChanged {
+    pub worker: Name,
+    /// How many models jobs may ask for now, whoever named them.
+    pub models: usize,
+    pub added: usize,
+    pub removed: usize,
+    /// The first ten of those that were added.
+    pub some_added: Vec<String>,
+    /// The first ten of those that were removed.
+    pub some_removed: Vec<String>,
+    /// Labels with another value, new ones and those that are gone.
+    pub labels: Vec<String>,
+}
+
+impl CapabilitiesChanged {
+    const SHOWN: usize = 10;
+
+    pub fn new(worker: Name, before: &Capabilities, now: &Capabilities) -> Self {
+        let (added, removed) = (without(&now.models, &before.models), without(&before.models, &now.models));
+        let some = |names: &[&str]| names.iter().take(Self::SHOWN).map(|name| (*name).to_owned()).collect();
+        let names: BTreeSet<&String> = before.labels.keys().chain(now.labels.keys()).collect();
+        let other = names.into_iter().filter(|name| before.labels.get(*name) != now.labels.get(*name));
+        Self {
+            worker,
+            models: now.models.len(),
+            added: added.len(),
+            removed: removed.len(),
+            some_added: some(&added),
+            some_removed: some(&removed),
+            labels: other.cloned().collect(),
+        }
+    }
+}
+
+impl Observed for CapabilitiesChanged {
+    const KIND: &'static str = "worker.capabilities_changed";
+    fn subject(&self) -> Option<String> {
+        Some(self.worker.to_string())
+    }
+    fn message(&self) -> String {
+        let part = |count: usize, what: &str, some: &[String]| {
+            let more = if count > some.len() { " ..." } else { "" };
+            (count > 0).then(|| format!("{count} models {what} ({}{more})", some.join(", ")))
+        };
+        let labels = (!self.labels.is_empty()).then(|| format!("other labels ({})", self.labels.join(", ")));
+        let parts =
+            [part(self.added, "more", &self.some_added), part(self.removed, "less", &self.some_removed), labels];
+        let parts: Vec<String> = parts.into_iter().flatten().collect();
+        format!("worker {} has {}; {} models in all", self.worker, parts.join(", "), self.models)
+    }
+}
+
+/// A worker's connector could not tell what its backend has. What was known before holds, or, where nothing was, what the machine's
+/// script says. It is asked again every minute; this is said once until it answers.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct InventoryFailed {
+    pub worker: Name,
+    pub reason: String,
+}
+
+impl Observed for InventoryFailed {
+    const KIND: &'static str = "worker.inventory_failed";
+    fn level(&self) -> Level {
+        Level::Warn
+    }
+    fn subject(&self) -> Option<String> {
+        Some(self.worker.to_string())
+    }
+    fn message(&self) -> String {
+        format!(
+            "worker {} goes on with what was known of its backend, which does not tell what it has: {}",
+            self.worker, self.reason
+        )
     }
 }
 

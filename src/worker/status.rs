@@ -1,7 +1,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::base::{Name, Timestamp};
+use crate::base::{Name, Timestamp, is_default};
 use crate::queue::{JobId, Progress};
 
 /// A worker as it publishes itself.
@@ -17,6 +17,12 @@ pub struct WorkerStatus {
     /// Why it does not claim, when it does not.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub reason: Option<String>,
+    /// How many models jobs may ask for, whoever named them.
+    #[serde(skip_serializing_if = "is_default", default)]
+    pub models: usize,
+    /// What the backend says that it has, where the connector asks it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub inventory: Option<InventoryStatus>,
     pub running: Vec<RunningJob>,
     pub completed: u64,
     pub failed: u64,
@@ -25,7 +31,7 @@ pub struct WorkerStatus {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum WorkerState {
-    /// Services it needs are not ready.
+    /// Services it needs are not ready, or its backend has not told yet what it has.
     Waiting,
     /// The connector's check fails, or its jobs do, or are refused, although it holds.
     NotReady,
@@ -38,6 +44,18 @@ pub enum WorkerState {
     /// Claims no more; finishes what it runs.
     Draining,
     Stopped,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct InventoryStatus {
+    /// When it was told last.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub at: Option<Timestamp>,
+    /// How many models were told then.
+    pub models: usize,
+    /// Why the latest question had no answer; what was told before holds.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub problem: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -10,8 +10,11 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::abilities::{Abilities, Due, News};
 use super::circuit::{self, Circuit};
-use super::events::{AccountHeld, AccountLifted, JobFailed, JobLost, JobOverdue, WorkerChanged};
+use super::events::{
+    AccountHeld, AccountLifted, CapabilitiesChanged, InventoryFailed, JobFailed, JobLost, JobOverdue, WorkerChanged,
+};
 use super::job::{Outcome, Reporter, hand_over};
 use super::trace::{begin_run, end_run};
 use super::{Connector, JobContext, RunningJob, WorkerState, WorkerStatus};
@@ -19,7 +22,7 @@ use crate::base::{Name, Timestamp};
 use crate::queue::{
     Broker, BrokerError, Claim, ClaimRequest, Failure, FailureClass, HoldRequest, JobId, JobState, Registration, Token,
 };
-use crate::spec::Capabilities;
+use crate::spec::{Capabilities, Inventory};
 use crate::telemetry::{EventLog, Published, TraceScope, Traces, label};
 
 /// How often a check that fails is made again, and one that holds while the worker waits for jobs.
@@ -29,6 +32,8 @@ const CHECK_HOLDING: Duration = Duration::from_secs(30);
 const PUBLISH_EVERY: Duration = Duration::from_millis(5);
 /// How many models a worker is taken to have loaded.
 const MAX_LOADED: usize = 2;
+/// Where the first answer to what a backend has takes longer, the status says so.
+const ANSWER_SOON: Duration = Duration::from_secs(1);
 /// How long the queue may take to hold an account, before the job's outcome is handed over all the same.
 const HOLD_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a connector may take to stop once it was told.
@@ -68,7 +73,7 @@ struct Shared {
     config: WorkerConfig,
     connector: Mutex<Arc<dyn Connector>>,
     slots: Mutex<u32>,
-    capabilities: Mutex<Capabilities>,
+    abilities: Mutex<Abilities>,
     /// The queue knows other capabilities.
     outdated: AtomicBool,
     /// Jobs from their claim until the queue has their outcome.
@@ -83,6 +88,8 @@ struct Shared {
     ended: Notify,
     /// Set once: claim no more, and when to stop what still runs.
     drain: watch::Sender<Option<Instant>>,
+    /// There is another connector: what the old one is asked need not be waited for.
+    replaced: Notify,
     /// A job failed by no fault of its own: the connector's check decides when to go on.
     recheck: Notify,
     circuit: Mutex<Circuit>,
@@ -128,6 +135,8 @@ impl Worker {
             slots: config.slots,
             state: WorkerState::Waiting,
             reason: None,
+            models: config.capabilities.models.len(),
+            inventory: None,
             running: Vec::new(),
             completed: 0,
             failed: 0,
@@ -135,7 +144,7 @@ impl Worker {
         let shared = Arc::new(Shared {
             connector: Mutex::new(Arc::clone(&config.connector)),
             slots: Mutex::new(config.slots),
-            capabilities: Mutex::new(config.capabilities.clone()),
+            abilities: Mutex::new(Abilities::new(config.capabilities.clone())),
             outdated: AtomicBool::new(false),
             running: Mutex::default(),
             busy: AtomicUsize::new(0),
@@ -144,6 +153,7 @@ impl Worker {
             wake: Notify::new(),
             ended: Notify::new(),
             drain: watch::Sender::new(None),
+            replaced: Notify::new(),
             recheck: Notify::new(),
             circuit: Mutex::default(),
             stopped: CancellationToken::new(),
@@ -173,6 +183,8 @@ impl WorkerHandle {
     /// Jobs in flight finish on the connector they began with.
     pub fn replace_connector(&self, connector: Arc<dyn Connector>) {
         *lock(&self.shared.connector) = connector;
+        lock(&self.shared.abilities).is_replaced();
+        self.shared.replaced.notify_one();
         *lock(&self.shared.circuit) = Circuit::default();
         self.shared.recheck.notify_one();
         // One whose check fails does not wait for its next try.
@@ -185,11 +197,13 @@ impl WorkerHandle {
         self.shared.publish();
     }
 
-    /// What it can do from now on; jobs in flight are not asked about it.
+    /// What the machine's script says of it from now on; what its backend has is added. Jobs in flight are not asked about it.
     pub fn set_capabilities(&self, capabilities: Capabilities) {
-        *lock(&self.shared.capabilities) = capabilities;
-        self.shared.outdated.store(true, Ordering::Relaxed);
+        if lock(&self.shared.abilities).say(capabilities) {
+            self.shared.outdated.store(true, Ordering::Relaxed);
+        }
         self.shared.wake.notify_one();
+        self.shared.publish();
     }
 
     /// Claims no more. At `deadline` jobs that still run are told to stop and released, no attempt charged. A later call
@@ -216,32 +230,42 @@ impl Shared {
             let not_ready = ready.borrow_and_update().clone().err();
             if let Some(why) = not_ready {
                 *lock(&self.circuit) = Circuit::default();
+                lock(&self.abilities).is_gone();
                 self.set_state(WorkerState::Waiting, Some(why));
                 self.pause(Duration::MAX, &mut ready).await;
                 continue;
             }
-            if self.recheck.notified().now_or_never().is_some() {
+            let _ = self.replaced.notified().now_or_never();
+            let due = lock(&self.abilities).due(Instant::now());
+            // What the check finds out is handed on to the question what the backend has.
+            if self.recheck.notified().now_or_never().is_some() || due.is_some() {
                 checked = None;
             }
+            let connector = Arc::clone(&lock(&self.connector));
             if checked.is_none_or(|at| at.elapsed() >= CHECK_HOLDING) {
-                let connector = Arc::clone(&lock(&self.connector));
                 let outcome = AssertUnwindSafe(connector.check()).catch_unwind().await;
                 if let Err(failure) = outcome.unwrap_or_else(|_| Err(panicked("the check"))) {
                     checked = None;
                     // From here on the check tells when the backend is back.
                     *lock(&self.circuit) = Circuit::default();
+                    lock(&self.abilities).is_gone();
                     self.set_state(WorkerState::NotReady, Some(failure.message));
                     self.pause(CHECK_FAILING, &mut ready).await;
                     continue;
                 }
                 checked = Some(Instant::now());
             }
+            if let Some(due) = due
+                && !self.ask(connector, due, jobs).await
+            {
+                continue;
+            }
             if self.outdated.swap(false, Ordering::Relaxed) || !registered {
-                let capabilities = lock(&self.capabilities).clone();
+                let capabilities = lock(&self.abilities).all();
                 match self.config.broker.register(&self.config.registration, &capabilities).await {
                     Ok(()) => {
                         registered = true;
-                        account = capabilities.account;
+                        account = capabilities.account.clone();
                     }
                     Err(cause) => {
                         self.outdated.store(true, Ordering::Relaxed);
@@ -259,7 +283,8 @@ impl Shared {
             }
             if free == 0 {
                 self.set_state(WorkerState::Active, None);
-                self.pause(Duration::MAX, &mut ready).await;
+                let until_asked = lock(&self.abilities).wait(Instant::now());
+                self.pause(until_asked, &mut ready).await;
                 continue;
             }
             let allowed = lock(&self.circuit).may_claim(free, Instant::now());
@@ -307,9 +332,63 @@ impl Shared {
         self.finish(registered).await;
     }
 
+    /// Asks what the backend has: before anything is claimed, or beside it. Whether to go on: not where there is another connector by
+    /// now, or the worker is to end.
+    async fn ask(self: &Arc<Self>, connector: Arc<dyn Connector>, due: Due, jobs: &TaskTracker) -> bool {
+        let question = lock(&self.abilities).ask(Instant::now());
+        // Looked at after that: whoever replaces it afterwards takes the question back.
+        if !Arc::ptr_eq(&connector, &lock(&self.connector)) {
+            lock(&self.abilities).is_gone();
+            return false;
+        }
+        let this = Arc::clone(self);
+        let answered = async move {
+            let answer = AssertUnwindSafe(connector.capabilities()).catch_unwind().await;
+            this.take_in(question, answer.unwrap_or_else(|_| Err(panicked("the hook capabilities"))));
+        };
+        if due == Due::Again {
+            let stopped = self.stopped.clone();
+            jobs.spawn(async move { stopped.run_until_cancelled(answered).await });
+            return true;
+        }
+        let mut drain = self.drain.subscribe();
+        let slow = async {
+            tokio::time::sleep(ANSWER_SOON).await;
+            if lock(&self.state).0 != WorkerState::Active {
+                self.set_state(WorkerState::Waiting, Some("its backend is asked what it has".to_owned()));
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = answered => return true,
+            () = slow => {}
+            () = self.replaced.notified() => {}
+            _ = drain.wait_for(Option::is_some) => {}
+        }
+        lock(&self.abilities).is_gone();
+        false
+    }
+
+    fn take_in(&self, question: u64, answer: Result<Option<Inventory>, Failure>) {
+        let answer = answer.map_err(|failure| failure.message);
+        let news = lock(&self.abilities).answer(question, answer, Timestamp::now());
+        let worker = self.config.name.clone();
+        match news {
+            None => {}
+            Some(News::Failed(reason)) => self.config.events.emit(&InventoryFailed { worker, reason }),
+            Some(News::Changed(before, now)) => {
+                self.outdated.store(true, Ordering::Relaxed);
+                self.config.events.emit(&CapabilitiesChanged::new(worker, &before, &now));
+            }
+        }
+        self.publish();
+        self.wake.notify_one();
+    }
+
     /// Until there may be something to claim, or to check again.
     async fn wait_for_jobs(&self, checked: &mut Option<Instant>, ready: &mut watch::Receiver<Readiness>) {
         let patience = checked.map_or(CHECK_HOLDING, |at| CHECK_HOLDING.saturating_sub(at.elapsed()));
+        let patience = patience.min(lock(&self.abilities).wait(Instant::now()));
         tokio::select! {
             () = self.config.broker.wait(&self.config.registration, patience) => {}
             () = self.wake.notified() => {}
@@ -492,7 +571,7 @@ impl Shared {
             counter!("machinist_jobs_finished_total", "service" => service, "outcome" => "completed").increment(1);
         }
         let tried = account.filter(|_| claim.trial);
-        let tried = tried.filter(|tried| lock(&self.capabilities).account.as_ref() == Some(tried));
+        let tried = tried.filter(|tried| lock(&self.abilities).all().account.as_ref() == Some(tried));
         self.deliver(&claim.token, &outcome, tried).await;
         if result.is_none() {
             self.config.events.emit(&JobOverdue { worker: self.config.name.clone(), job: id.clone() });
@@ -550,7 +629,12 @@ impl Shared {
                 let (pause, longest) = (CHECK_HOLDING, Some(circuit::LONGEST_ACCOUNT));
                 Some(Lesson { pause, longest, cause: "account", why: said })
             }
-            FailureClass::Fatal | FailureClass::WrongMachine | FailureClass::Cancelled => {
+            FailureClass::WrongMachine => {
+                circuit.ended(job);
+                lock(&self.abilities).doubt();
+                None
+            }
+            FailureClass::Fatal | FailureClass::Cancelled => {
                 circuit.ended(job);
                 None
             }
@@ -702,13 +786,19 @@ impl Shared {
             .set(self.busy.load(Ordering::Acquire) as f64);
         let (state, reason) = lock(&self.state).clone();
         let (completed, failed) = *lock(&self.counts);
+        let (capabilities, inventory) = {
+            let abilities = lock(&self.abilities);
+            (abilities.all(), abilities.status())
+        };
         self.status.set_if_changed(WorkerStatus {
             name: self.config.name.clone(),
             connector: self.config.connector_name.clone(),
-            account: lock(&self.capabilities).account.clone(),
+            account: capabilities.account.clone(),
             slots: *lock(&self.slots),
             state,
             reason,
+            models: capabilities.models.len(),
+            inventory,
             running,
             completed,
             failed,

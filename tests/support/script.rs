@@ -117,6 +117,7 @@ impl Bench {
             vars,
             machine: context(self.dir.path()),
             work_dir: self.dir.path().join("work"),
+            checked: Value::Null,
         })
     }
 

@@ -76,7 +76,7 @@ pub(in crate::script) const MACHINE_HOOKS: [Hook; 6] = [
 ];
 
 /// Of a connector.
-pub(in crate::script) const CONNECTOR_HOOKS: [Hook; 4] = [
+pub(in crate::script) const CONNECTOR_HOOKS: [Hook; 5] = [
     Hook {
         name: "check",
         parameters: &["ctx"],
@@ -84,6 +84,15 @@ pub(in crate::script) const CONNECTOR_HOOKS: [Hook; 4] = [
         pure: false,
         limit: "10 s",
         doc: "Whether the backend can take jobs: `false` or an error says no, and the worker claims nothing until it holds.",
+    },
+    Hook {
+        name: "capabilities",
+        parameters: &["ctx"],
+        required: false,
+        pure: false,
+        limit: "30 s",
+        doc: "Returns what the backend has that jobs may ask for, `#{ models: [..], labels: #{..} }`, either or both. Called when \
+            `check` has held: before the first claim, after the backend was gone, with another connector, and then once a minute.",
     },
     Hook {
         name: "run",

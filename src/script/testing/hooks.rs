@@ -14,6 +14,7 @@ use crate::base::did_you_mean;
 use crate::queue::{Failure, FailureClass, Job, Usage};
 use crate::script::api::JobHandle;
 use crate::script::call::{Call, ScriptResult, error, terminated};
+use crate::script::connector::{CAPABILITIES_LIMIT, inventory, of_check};
 use crate::script::data::{Secrets, kind_of, to_json};
 use crate::script::options::{Options, duration};
 use crate::script::prelude::*;
@@ -83,6 +84,36 @@ mod functions {
         let ctx = context(&connector, ctx)?;
         let call = inner(&connector.program, None)?;
         outcome(call_hook(&connector.program, "check", &call, Some(CHECK_LIMIT), (Dynamic::from_map(ctx),))?, None)
+    }
+
+    /// Calls the connector's `check(ctx)`, where it has one, and then `capabilities(ctx)` with what that gave back, without `vars`. The
+    /// outcome is as that of `run`; `result` is a map of `models` and `labels`, as the worker takes them.
+    #[rhai_fn(return_raw)]
+    pub fn capabilities() -> ScriptResult<Map> {
+        capabilities_with(Map::new())
+    }
+
+    /// As `capabilities()`, with keys of `ctx`.
+    #[rhai_fn(name = "capabilities", return_raw)]
+    pub fn capabilities_with(ctx: Map) -> ScriptResult<Map> {
+        let connector = connector()?;
+        let program = &connector.program;
+        if !program.has("capabilities", 1) {
+            return Err(error(format!("{}.rhai has no capabilities(ctx)", connector.name())));
+        }
+        let mut ctx = context(&connector, ctx)?;
+        if program.has("check", 1) {
+            let arguments = (Dynamic::from_map(ctx.clone()),);
+            let called = call_hook(program, "check", &inner(program, None)?, Some(CHECK_LIMIT), arguments)?;
+            match called.map_err(|(_, failed)| failed.failure).and_then(|answer| of_check(&answer)) {
+                Ok(found) => drop(ctx.insert("checked".into(), rhai::serde::to_dynamic(found)?)),
+                Err(failure) => return ended(Err(failure), None),
+            }
+        }
+        let (call, limit) = (inner(program, None)?, Some(CAPABILITIES_LIMIT));
+        let called = call_hook(program, "capabilities", &call, limit, (Dynamic::from_map(ctx),))?;
+        let found = called.map_err(|(_, failed)| failed.failure).and_then(|returned| inventory(&returned));
+        ended(found.map(|found| json!({ "models": found.models, "labels": found.labels })), None)
     }
 
     /// Calls any function of the script under test: `invoke("seconds", ["1.5s"])`.
@@ -239,15 +270,18 @@ fn run_job(hook: &'static str, job: Map, ctx: Map) -> ScriptResult<Map> {
 
 /// What a hook came to, as tests see it.
 fn outcome(called: Called, recorder: Option<&Recorder>) -> ScriptResult<Map> {
-    let (result, failure) = match called {
-        Ok(value) => match to_json(&value, Secrets::Redact) {
-            Ok(json) => (rhai::serde::to_dynamic(json)?, None),
-            Err(why) => {
-                let message = format!("the hook returned something that is no plain data: {why}");
-                (Dynamic::UNIT, Some(Failure::new(FailureClass::Fatal, message)))
-            }
-        },
-        Err((_, failed)) => (Dynamic::UNIT, Some(failed.failure)),
+    let result = called.map_err(|(_, failed)| failed.failure).and_then(|value| {
+        to_json(&value, Secrets::Redact).map_err(|why| {
+            Failure::new(FailureClass::Fatal, format!("the hook returned something that is no plain data: {why}"))
+        })
+    });
+    ended(result, recorder)
+}
+
+fn ended(result: Result<Value, Failure>, recorder: Option<&Recorder>) -> ScriptResult<Map> {
+    let (result, failure) = match result {
+        Ok(value) => (rhai::serde::to_dynamic(value)?, None),
+        Err(failure) => (Dynamic::UNIT, Some(failure)),
     };
     let failure = failure.map_or(Dynamic::UNIT, |failure| {
         let wait = failure.retry_after.map_or(Dynamic::UNIT, |wait| wait.get().as_secs_f64().into());
@@ -322,6 +356,7 @@ fn context(connector: &ConnectorProgram, ctx: Map) -> ScriptResult<Map> {
         ("vars", rhai::serde::to_dynamic(vars)?),
         ("machine", machine.into()),
         ("work_dir", work_dir.display().to_string().into()),
+        ("checked", Dynamic::UNIT),
     ]))
 }
 
