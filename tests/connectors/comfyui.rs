@@ -12,7 +12,7 @@ use machinist::queue::FailureClass;
 use serde_json::{Value, json};
 
 use crate::support::backend::{Asked, Backend, answer};
-use crate::{KEY, KEY_NAME, attempt, cancelled, check, refuses};
+use crate::{KEY, KEY_NAME, attempt, cancelled, capabilities, check, refuses};
 
 /// What becomes of the prompts.
 #[derive(Clone, Copy, PartialEq)]
@@ -419,4 +419,28 @@ async fn payloads_are_looked_at_first() {
         refuses("comfyui", &vars(&backend), payload, why).await;
     }
     assert!(backend.asked("POST /prompt").is_empty());
+}
+
+/// With custom nodes there are thousands, each of which may list all models: more than a script's values may hold.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_thousands_of_nodes_offer_is_found() {
+    let backend = Backend::start(|asked, _| match asked.what.as_str() {
+        "GET /system_stats" => answer(200, &json!({ "system": {} })),
+        _ => {
+            let files: Vec<String> = (0..110).map(|n| format!("loras/{n:03}.safetensors")).collect();
+            let node = |n: usize| {
+                let own = format!("own-{n}.gguf");
+                let lists =
+                    json!({ "a": [files, {}], "b": ["COMBO", { "options": [own, "none"] }], "seed": ["INT", {}] });
+                (format!("Node{n}"), json!({ "input": { "required": lists }, "description": "x".repeat(1_000) }))
+            };
+            answer(200, &Value::Object((0..1_000).map(node).collect()))
+        }
+    })
+    .await;
+    let found = capabilities("comfyui", &json!({ "url": backend.url() })).await.unwrap().unwrap();
+    assert_eq!(found.models.len(), 1_110);
+    assert!(found.models.contains("loras/007.safetensors") && found.models.contains("own-999.gguf"));
+    let quiet = capabilities("comfyui", &json!({ "url": backend.url(), "inventory": false })).await.unwrap().unwrap();
+    assert_eq!((quiet.models.len(), backend.asked("GET /object_info").len()), (0, 1));
 }

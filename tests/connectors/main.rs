@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use machinist::queue::{Failure, FailureClass};
+use machinist::spec::Inventory;
 use machinist::telemetry::TraceScope;
 use machinist::worker::JobContext;
 use serde_json::{Value, json};
@@ -103,6 +104,14 @@ async fn cancelled(name: &str, vars: &Value, keys: &Value, started: impl Fn() ->
 
 async fn check(name: &str, vars: &Value) -> Result<(), Failure> {
     bench_with_scripts().shipped(name, vars).check().await
+}
+
+/// What the backend has, asked for as a worker does.
+async fn capabilities(name: &str, vars: &Value) -> Result<Option<Inventory>, Failure> {
+    let bench = bench_with_scripts();
+    let connector = bench.shipped(name, vars);
+    connector.check().await?;
+    connector.capabilities().await
 }
 
 /// A request that the connector refuses before it asks anybody.
