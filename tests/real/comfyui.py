@@ -7,6 +7,7 @@ there is none. It runs `machines/gpu`, whose ComfyUI machinist supervises, and `
 """
 
 import base64
+import json
 import os
 import pathlib
 import random
@@ -32,8 +33,7 @@ def main(jobs):
             skip(f"{needed} is not there: COMFYUI_DIR, COMFYUI_PYTHON")
     env = {"COMFYUI_DIR": directory, "COMFYUI_PYTHON": python, "COMFYUI_DEVICE": "cpu"}
     port = free_port()
-    own = {**env, "MACHINIST_VARS__COMFYUI__PORT": str(port)}
-    with Machine("gpu", own) as machine:
+    with tempfile.TemporaryDirectory() as models, Machine("gpu", {**env, **with_models(models), "MACHINIST_VARS__COMFYUI__PORT": str(port)}) as machine:
         began = time.monotonic()
         machine.claims()
         told("the machine is ready", f"{time.monotonic() - began:.1f} s after its start")
@@ -43,6 +43,7 @@ def main(jobs):
         direct(comfy)
         many(machine, jobs)
         over_websocket(machine)
+        inventory(machine, models)
         cancelling(machine, comfy)
         backend_killed(machine)
         engine_killed(machine)
@@ -179,6 +180,50 @@ def over_websocket(machine, count=10):
     for name, picture in expected.items():
         check(machine.ended(name), picture)
     told(f"{count} images over the websocket", "every pixel right")
+
+
+def with_models(directory):
+    """Has ComfyUI look for checkpoints in there, too."""
+    os.mkdir(f"{directory}/checkpoints")
+    pathlib.Path(f"{directory}/paths.yaml").write_text(f"own:\n    base_path: {directory}\n    checkpoints: checkpoints\n")
+    return {"MACHINIST_VARS__COMFYUI__ARGS": json.dumps(["--extra-model-paths-config", f"{directory}/paths.yaml"])}
+
+
+def inventory(machine, directory):
+    """A model file that is put there can be asked for soon after, and one that is gone no more; nothing is started again."""
+    model = pathlib.Path(directory, "checkpoints", "dropped.safetensors")
+
+    def needs(name, number):
+        payload, picture = inverted(number, name)
+        return machine.submit([{**job(name, payload), "requirement": {"models": [model.name]}}])[0], picture
+
+    def mismatch(name):
+        return machine.get(f"/jobs/{name}/explain")["workers"][0].get("mismatch")
+
+    def models():
+        return next(iter(machine.get("/queue/workers")["workers"].values()))["models"]
+
+    before = machine.service("comfyui-0")["pid"]
+    first, picture = needs("needs-model", 5)
+    wait("the job to have no worker", 30, lambda: f'no model "{model.name}"' in (mismatch(first) or ""))
+    model.touch()
+    began = time.monotonic()
+    done = machine.ended(first, 90)
+    check(done, picture)
+    assert done["attempts"] == 1, done
+    came = time.monotonic() - began
+    # The list may be some seconds old.
+    wait("the worker to be listed with the model", 30, lambda: model.name in models())
+    model.unlink()
+    began = time.monotonic()
+    # The workflow does not load it: until the worker has it no more, the job would just run.
+    wait("the worker to have the model no more", 90, lambda: model.name not in models())
+    gone = time.monotonic() - began
+    second, _ = needs("needs-model-again", 6)
+    assert "no model" in mismatch(second), machine.job(second)
+    machine.post(f"/jobs/{second}/cancel")
+    assert machine.service("comfyui-0")["pid"] == before
+    told("a model file", f"could be asked for {came:.1f} s after it was there, and {gone:.1f} s after it was gone no more")
 
 
 def cancelling(machine, comfy):
