@@ -2,7 +2,6 @@
 
 mod support;
 
-use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -97,8 +96,9 @@ fn kill(pid: u32) {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.cast_signed()), nix::sys::signal::Signal::SIGKILL).unwrap();
 }
 
+/// One that has ended and waits to be reaped is not.
 fn alive(pid: u32) -> bool {
-    Path::new(&format!("/proc/{pid}")).exists()
+    machinist::host::process::row(pid).is_some_and(|row| !row.zombie)
 }
 
 #[test]
@@ -395,19 +395,21 @@ fn a_process_that_gave_up_everything_is_still_found_and_one_that_may_go_is_not_t
     let bench = Bench::new();
     let (stray, free) = (bench.marker("nothing-left"), bench.dir.path().join("freerunner"));
     std::fs::copy("/bin/sleep", &free).unwrap();
+    // Of this test, not one that an earlier run left.
+    let freely = format!("./freerunner 77.{}", std::process::id());
     // No environment, no session, no parent, no files of the service.
-    let escape =
-        format!("(env -i setsid sh -c 'exec 0<&- 1>&- 2>&-; sleep 61; : {stray}' &) ; (setsid ./freerunner 77 &)");
+    let escape = format!("(env -i setsid sh -c 'exec 0<&- 1>&- 2>&-; sleep 61; : {stray}' &) ; (setsid {freely} &)");
     bench.apply(json!([{
         "name": "web", "shell": format!("{escape}; exec sleep 60"), "detach": ["freerunner"],
     }]));
     let first = bench.wait("web", ServiceState::Ready);
-    let strays = wait_until("the stray", LIMIT, || Some(processes_with(&stray)).filter(|found| !found.is_empty()));
     // The shells that lead to it have its name in their arguments too.
     let has_become =
         |pid: &u32| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "freerunner");
-    let runs = || processes_with("./freerunner 77").into_iter().filter(has_become).collect::<Vec<_>>();
+    let runs = || processes_with(&freely).into_iter().filter(has_become).collect::<Vec<_>>();
     wait_until("the free one", LIMIT, || (!runs().is_empty()).then_some(()));
+    // Before that, the shell that became it would count as a stray.
+    let strays = wait_until("the stray", LIMIT, || Some(processes_with(&stray)).filter(|found| !found.is_empty()));
     kill(first.pid.unwrap());
     wait_until("a new process", LIMIT, || {
         bench.status("web").filter(|s| s.state == ServiceState::Ready && s.pid != first.pid)
