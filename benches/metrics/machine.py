@@ -70,9 +70,10 @@ class Machine(harness.Machine):
         self.tell_gpus()
 
 
-def services(count):
-    """`count` services with a child each, as a function of a machine's script."""
-    return 'fn services(m) { [ #{ name: "s", instances: %d, shell: "sleep 1000 & wait" } ] }\n' % count
+def services(count, child=True):
+    """`count` services, with a child each or of one process, as a function of a machine's script."""
+    shell = "sleep 1000 & wait" if child else "exec sleep 1000"
+    return 'fn services(m) { [ #{ name: "s", instances: %d, shell: "%s" } ] }\n' % (count, shell)
 
 
 GPU_SETTINGS = '[gpu]\ndcgm_names = true\nevery = "1s"\n'

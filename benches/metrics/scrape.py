@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""What a scrape of /metrics costs: 200 services with a child each, and 8 GPUs of the tests' fake driver. Given several engines, they
-take turns. The time is that of the client, the CPU that of the engine.
+"""What a scrape of /metrics costs: 200 services with a child each (CHILD=0: without), and 8 GPUs of the tests' fake driver. Given
+several engines, they take turns. The time is that of the client, the CPU that of the engine.
 
     cargo build --release && cargo build --release --example fake_nvml
     benches/metrics/scrape.py [MACHINIST ...]
@@ -22,6 +22,7 @@ import machine as bench
 SERVICES, GPUS = 200, 8
 SCRAPES, ROUNDS = int(os.environ.get("SCRAPES", 200)), int(os.environ.get("ROUNDS", 3))
 PAUSE, CLIENTS = float(os.environ.get("PAUSE", 0)), int(os.environ.get("CLIENTS", 1))
+CHILD = os.environ.get("CHILD", "1") == "1"
 
 
 def cpu(pid):
@@ -68,7 +69,7 @@ def main():
     for _ in range(ROUNDS):
         for engine in sys.argv[1:] or ["target/release/machinist"]:
             bench.use(engine)
-            files = {"machine.rhai": bench.services(SERVICES) + "fn workers(m) { [] }\n", "machine.toml": bench.GPU_SETTINGS}
+            files = {"machine.rhai": bench.services(SERVICES, CHILD) + "fn workers(m) { [] }\n", "machine.toml": bench.GPU_SETTINGS}
             with tempfile.TemporaryDirectory() as root, bench.Machine(pathlib.Path(root), files, GPUS) as machine:
                 machine.share_gpus()
                 bench.harness.wait("the GPUs' processes", 10, lambda: b"machinist_service_gpu_memory_bytes" in scrapes(machine.url, 1, []))
