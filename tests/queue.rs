@@ -1660,6 +1660,10 @@ async fn when_memory_is_full_jobs_still_end() {
         }
     }
     assert!(refused.unwrap().contains("OOM"));
+    // Nor is anybody kept from stopping what fills it.
+    let scope = Scope::Service(Name::new("work").unwrap());
+    queue.broker.set_limit(&scope, Limit { paused: true, ..Limit::default() }).await.unwrap();
+    queue.broker.set_limit(&scope, Limit::default()).await.unwrap();
     queue.broker.complete(&token, json!(1)).await.unwrap();
     assert_eq!(queue.broker.stats().await.unwrap().completed, 1);
     queue.server.as_ref().unwrap().command(&["CONFIG", "SET", "maxmemory", "0"]);

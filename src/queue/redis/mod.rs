@@ -37,7 +37,7 @@ const BACKOFF: Backoff =
 const PAGE: usize = 1_000;
 
 /// Functions that end or shorten what there is, or hold what is held: allowed when memory is short.
-const SHRINKING: [&str; 14] = [
+const SHRINKING: [&str; 17] = [
     "announce",
     "cancel",
     "collected",
@@ -46,6 +46,9 @@ const SHRINKING: [&str; 14] = [
     "drop",
     "forget",
     "heartbeat",
+    "hold",
+    "lift",
+    "limit",
     "move",
     "outbox",
     "promote",
