@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use support::gpu::{GIB, Gpus, gpu};
 use support::machine::{LIMIT, Machine};
-use support::wait_until;
+use support::{alive, wait_until};
 
 /// A service and a worker for every GPU, and a worker that jobs for several GPUs go to.
 const PER_GPU: &str = r#"
@@ -287,15 +287,15 @@ fn a_driver_that_hangs_at_the_start_delays_scripts_and_nothing_else() {
     machine.start();
     machine.wait_healthy();
     let pid = machine.status().unwrap()["services"]["plain"]["pid"].as_u64().unwrap();
+    let pid = u32::try_from(pid).unwrap();
     machine.kill();
     gpus.state["hang"] = json!("nvmlInit_v2");
     gpus.say();
     machine.start();
     machine.wait("HTTP", |status| status["state"] == "starting");
-    let lives = || machinist::host::process::snapshot().iter().any(|row| u64::from(row.pid) == pid && !row.zombie);
-    assert!(lives(), "the service outlives its engine");
+    assert!(alive(pid), "the service outlives its engine");
     assert_eq!(machine.stop(), Some(0));
-    assert!(!lives(), "{}", machine.log());
+    assert!(!alive(pid), "{}", machine.log());
 }
 
 #[test]

@@ -14,7 +14,7 @@ use machinist::supervisor::{
 };
 use machinist::telemetry::EventLog;
 use serde_json::{Value, json};
-use support::{free_port, processes_with, wait_until};
+use support::{alive, free_port, processes_with, wait_until};
 
 /// One process has one reaper.
 static PROCESSES: OnceLock<Processes> = OnceLock::new();
@@ -94,11 +94,6 @@ impl Bench {
 
 fn kill(pid: u32) {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.cast_signed()), nix::sys::signal::Signal::SIGKILL).unwrap();
-}
-
-/// One that has ended and waits to be reaped is not.
-fn alive(pid: u32) -> bool {
-    machinist::host::process::row(pid).is_some_and(|row| !row.zombie)
 }
 
 #[test]

@@ -33,6 +33,11 @@ pub fn free_port() -> u16 {
         .expect("a free port")
 }
 
+/// One that has ended and waits to be reaped is not.
+pub fn alive(pid: u32) -> bool {
+    machinist::host::process::row(pid).is_some_and(|row| !row.zombie)
+}
+
 /// The processes whose command line contains `needle`, zombies left out.
 pub fn processes_with(needle: &str) -> Vec<u32> {
     let mut found = Vec::new();
