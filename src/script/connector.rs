@@ -21,10 +21,10 @@ use crate::spec::Inventory;
 use crate::telemetry::TraceScope;
 use crate::worker::{Connector, JobContext};
 
-const CHECK_LIMIT: Duration = Duration::from_secs(10);
+pub(super) const CHECK_LIMIT: Duration = Duration::from_secs(10);
 /// A `ComfyUI` with many nodes takes seconds to say what it has.
 pub(super) const CAPABILITIES_LIMIT: Duration = Duration::from_secs(30);
-const CANCEL_LIMIT: Duration = Duration::from_secs(10);
+pub(super) const CANCEL_LIMIT: Duration = Duration::from_secs(10);
 
 /// A connector's script, compiled and checked; `bind` gives it a place in a machine.
 #[derive(Clone)]

@@ -14,7 +14,7 @@ use crate::base::did_you_mean;
 use crate::queue::{Failure, FailureClass, Job, Usage};
 use crate::script::api::JobHandle;
 use crate::script::call::{Call, ScriptResult, error, terminated};
-use crate::script::connector::{CAPABILITIES_LIMIT, inventory, of_check};
+use crate::script::connector::{CANCEL_LIMIT, CAPABILITIES_LIMIT, CHECK_LIMIT, inventory, of_check};
 use crate::script::data::{Secrets, kind_of, to_json};
 use crate::script::options::{Options, duration};
 use crate::script::prelude::*;
@@ -22,8 +22,6 @@ use crate::script::program::{HookError, Program};
 use crate::script::{ConnectorProgram, MachineProgram};
 use crate::spec::{GpuRef, MachineSpec};
 use crate::worker::JobSink;
-
-const CHECK_LIMIT: Duration = Duration::from_secs(10);
 
 pub(super) fn module() -> Module {
     exported_module!(functions)
@@ -262,7 +260,7 @@ fn run_job(hook: &'static str, job: Map, ctx: Map) -> ScriptResult<Map> {
     let stopped = matches!(&called, Err((_, failed)) if matches!(failed.failure.class, FailureClass::Cancelled | FailureClass::Timeout));
     if stopped && hook != "cancel" && program.has("cancel", 2) {
         let call = inner(program, None)?;
-        let told = call_hook(program, "cancel", &call, Some(CHECK_LIMIT), (Dynamic::from(handle), ctx))?;
+        let told = call_hook(program, "cancel", &call, Some(CANCEL_LIMIT), (Dynamic::from(handle), ctx))?;
         drop(told);
     }
     outcome(called, Some(&recorder))
