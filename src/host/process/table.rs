@@ -1,4 +1,3 @@
-use std::borrow::Cow;
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::DirEntryExt;
@@ -61,8 +60,7 @@ pub fn with_file<T>(pid: u32, name: &str, look: impl FnOnce(&str) -> T) -> Optio
         &rest
     };
     // A name may hold anything.
-    let text = std::str::from_utf8(bytes).map_or_else(|_| String::from_utf8_lossy(bytes), Cow::Borrowed);
-    Some(look(&text))
+    Some(look(&String::from_utf8_lossy(bytes)))
 }
 
 fn parse(pid: u32, text: &str) -> Option<Row> {
