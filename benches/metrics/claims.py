@@ -107,11 +107,11 @@ class Scraper:
 
 
 def jobs(machine, backend, first):
-    """How long each took to be there, in milliseconds, and how long its submission took."""
+    """How long each took to be there, in milliseconds."""
     connection = http.client.HTTPConnection(machine.url.removeprefix("http://"))
     connection.connect()
     connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    took, submitted = [], []
+    took = []
     for number in range(first, first + JOBS):
         body = json.dumps({"service": "ask", "payload": {"n": number, "backend": backend.url}})
         begun = time.perf_counter()
@@ -119,12 +119,11 @@ def jobs(machine, backend, first):
         answer = connection.getresponse()
         answer.read()
         assert answer.status < 300, answer.status
-        submitted.append((time.perf_counter() - begun) * 1000)
         took.append((backend.wait(number) - begun) * 1000)
         # Until the worker is idle again, and at no fixed distance from scrapes.
         time.sleep(random.uniform(0.01, 0.03))
     connection.close()
-    return took, submitted
+    return took
 
 
 def quantile(values, q):
@@ -145,7 +144,7 @@ def measure(queue, env):
             order = list(KINDS)
             for kind in order[number % 3:] + order[:number % 3]:
                 scraper, begun = Scraper(machine, KINDS[kind]), time.monotonic()
-                found, _ = jobs(machine, backend, first)
+                found = jobs(machine, backend, first)
                 seconds[kind] += time.monotonic() - begun
                 scrapes[kind] += scraper.stop()
                 first += JOBS
