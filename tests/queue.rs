@@ -5,20 +5,26 @@ mod support;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use async_trait::async_trait;
 use machinist::base::{Name, Seconds, Timestamp};
 use machinist::host::BlobStore;
 use machinist::queue::{
-    AccountStatus, Broker, BrokerError, Claim, ClaimRequest, Failure, FailureClass, HoldRequest, JobFilter, JobId,
+    AccountStatus, Broker, BrokerError, Claim, ClaimRequest, Failure, FailureClass, HoldRequest, Job, JobFilter, JobId,
     JobSchedule, JobState, Limit, Presence, QueueConfig, Registration, Scope, Submission, Token, Usage, WebhookSender,
     Word, connect_redis, open_embedded,
 };
 use machinist::spec::{Capabilities, LabelTest};
+use machinist::telemetry::{EventLog, Traces};
+use machinist::worker::{Connector, JobContext, Worker, WorkerConfig, WorkerHandle};
 use serde_json::{Value, json};
 use support::redis::RedisServer;
 use support::wait_until;
+use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
 
 /// Where a lease has to end; elsewhere it is longer than a slow machine takes for a test without heartbeats.
 const LEASE: Duration = Duration::from_millis(1_500);
@@ -129,6 +135,7 @@ conformance! {
     a_rate_limit_costs_no_attempt_but_not_for_ever
     what_a_job_used_up_is_kept_with_it
     machines_are_listed_while_they_speak_and_remembered_after
+    a_worker_runs_as_many_jobs_as_it_has_slots_and_leaves_none
 }
 
 fn job(value: Value) -> Submission {
@@ -153,6 +160,24 @@ impl Queue {
         let registration = who(name, "1");
         self.broker.register(&registration, &capabilities(name, json!({}))).await.unwrap();
         registration
+    }
+
+    /// A worker as machines have it.
+    fn start_worker(&self, slots: u32, connector: Arc<dyn Connector>) -> WorkerHandle {
+        let config = WorkerConfig {
+            name: Name::new("w").unwrap(),
+            connector_name: Name::new("work").unwrap(),
+            slots,
+            registration: who("w", "1"),
+            capabilities: capabilities("w", json!({})),
+            broker: Arc::clone(&self.broker),
+            connector,
+            lease: config().lease,
+            ready: watch::channel(Ok(())).1,
+            events: EventLog::new(100),
+            traces: Traces::default(),
+        };
+        Worker::start(config, &TaskTracker::new())
     }
 
     /// A worker that shares the account "key".
@@ -1118,6 +1143,53 @@ async fn verify_finds_each_half_that_is_missing() {
     }
     let filter = JobFilter { state: Some(JobState::Completed), ..JobFilter::default() };
     assert_eq!(queue.broker.list(&filter).await.unwrap().len(), 2);
+}
+
+/// How many jobs ran at once at most, and how often each ran.
+#[derive(Default)]
+struct Counting {
+    running: AtomicUsize,
+    most: AtomicUsize,
+    runs: Mutex<BTreeMap<JobId, u32>>,
+}
+
+#[async_trait]
+impl Connector for Counting {
+    async fn check(&self) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    async fn run(&self, job: Arc<Job>, _context: JobContext) -> Result<Value, Failure> {
+        self.most.fetch_max(self.running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+        tokio::time::sleep(Duration::from_millis(rand::random_range(0..3))).await;
+        *self.runs.lock().unwrap().entry(job.id.clone()).or_default() += 1;
+        self.running.fetch_sub(1, Ordering::SeqCst);
+        Ok(Value::Null)
+    }
+}
+
+/// Claims are under way while the jobs of others run, and while the worker is told to end.
+async fn a_worker_runs_as_many_jobs_as_it_has_slots_and_leaves_none(backend: Backend) {
+    const JOBS: u64 = 4_000;
+    const SLOTS: usize = 40;
+    let queue = backend.open();
+    queue.broker.submit((0..JOBS).map(|_| job(json!({}))).collect()).await.unwrap();
+    let counting = Arc::new(Counting::default());
+    let worker = queue.start_worker(SLOTS as u32, Arc::clone(&counting) as Arc<dyn Connector>);
+    let ran = || counting.runs.lock().unwrap().len() as u64;
+    let end = Instant::now() + Duration::from_secs(60);
+    while ran() < JOBS / 2 {
+        assert!(Instant::now() < end, "{} jobs have run", ran());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    worker.drain(Instant::now() + Duration::from_secs(60));
+    worker.stopped().await;
+    assert_eq!(counting.most.load(Ordering::SeqCst), SLOTS);
+    assert!(counting.runs.lock().unwrap().values().all(|times| *times == 1));
+    let stats = queue.broker.stats().await.unwrap();
+    assert_eq!((stats.running, stats.completed, stats.pending), (0, ran(), JOBS - ran()));
+    assert!(stats.pending > 0, "it was to end before that");
+    assert_eq!(queue.broker.verify(false).await.unwrap(), Vec::<String>::new());
 }
 
 async fn customers_at_the_same_place_go_before_the_next_place(backend: Backend) {

@@ -63,6 +63,11 @@ pub(super) struct Shut {
 }
 
 impl Circuit {
+    /// Nothing went wrong lately, and nothing is on trial.
+    pub fn is_untouched(&self) -> bool {
+        self.failed.is_empty() && self.open.is_none() && self.rest.is_none()
+    }
+
     /// How many of `free` slots may get a job now.
     pub fn may_claim(&self, free: u32, now: Instant) -> Result<u32, Shut> {
         if let Some((until, why)) = self.rest.as_ref().filter(|(until, _)| *until > now) {

@@ -4,7 +4,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesOrdered;
+use futures_util::{FutureExt, StreamExt};
 use metrics::{counter, gauge, histogram};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -32,6 +34,8 @@ const CHECK_HOLDING: Duration = Duration::from_secs(30);
 const PUBLISH_EVERY: Duration = Duration::from_millis(5);
 /// How many models a worker is taken to have loaded.
 const MAX_LOADED: usize = 2;
+/// Claims of one worker that are under way at once: one that the queue works on, and one for it to go on with.
+const CLAIMS_AT_ONCE: usize = 2;
 /// Where the first answer to what a backend has takes longer, the status says so.
 const ANSWER_SOON: Duration = Duration::from_secs(1);
 /// How long the queue may take to hold an account, before the job's outcome is handed over all the same.
@@ -107,6 +111,13 @@ struct Running {
     /// Why it was told to stop.
     why: Arc<Mutex<Option<StopReason>>>,
     reporter: Arc<Reporter>,
+}
+
+/// What was seen to before a claim.
+struct Footing<'a> {
+    connector: &'a Arc<dyn Connector>,
+    checked: Option<Instant>,
+    ready: &'a watch::Receiver<Readiness>,
 }
 
 /// What a job's failure tells all that share its worker's account.
@@ -256,7 +267,7 @@ impl Shared {
                 checked = Some(Instant::now());
             }
             if let Some(due) = due
-                && !self.ask(connector, due, jobs).await
+                && !self.ask(Arc::clone(&connector), due, jobs).await
             {
                 continue;
             }
@@ -296,22 +307,10 @@ impl Shared {
                     continue;
                 }
             };
-            let request = ClaimRequest {
-                registration: self.config.registration.clone(),
-                limit,
-                loaded: lock(&self.loaded).iter().cloned().collect(),
-            };
-            match self.config.broker.claim(&request).await {
-                Ok(claims) => {
-                    self.set_state(WorkerState::Active, None);
-                    let none = claims.is_empty();
-                    if let Some(first) = claims.first() {
-                        lock(&self.circuit).claimed(&first.token.job);
-                    }
-                    for claim in claims {
-                        self.begin(claim, account.clone(), jobs);
-                    }
-                    if none || self.config.broker.is_idle(&self.config.registration) {
+            let footing = Footing { connector: &connector, checked, ready: &ready };
+            match self.claim(limit, account.as_ref(), jobs, &footing).await {
+                Ok(idle) => {
+                    if idle {
                         self.wait_for_jobs(&mut checked, &mut ready).await;
                     }
                 }
@@ -330,6 +329,74 @@ impl Shared {
             }
         }
         self.finish(registered).await;
+    }
+
+    /// Claims for so many free slots, and begins what it gets. While more waits than was claimed, and nothing else is to be seen to, it
+    /// claims for further slots as they become free: the queue then finds the next jobs while the last ones are begun and run here.
+    /// Whether the queue has told this worker that nothing waits, and is to wake it.
+    async fn claim(
+        self: &Arc<Self>,
+        limit: u32,
+        account: Option<&Name>,
+        jobs: &TaskTracker,
+        footing: &Footing<'_>,
+    ) -> Result<bool, BrokerError> {
+        let mut under_way = FuturesOrdered::from_iter([self.ask_for(limit)]);
+        let mut reserved = limit;
+        let mut more = false;
+        loop {
+            let further = more && under_way.len() < CLAIMS_AT_ONCE && self.still_holds(footing);
+            let free = if further { self.free().saturating_sub(reserved) } else { 0 };
+            if free > 0 && free >= self.worth_a_claim() {
+                under_way.push_back(self.ask_for(free));
+                reserved += free;
+                continue;
+            }
+            let answer = tokio::select! {
+                biased;
+                answer = under_way.next() => answer,
+                () = self.ended.notified(), if further => continue,
+            };
+            let Some((limit, answer)) = answer else { return Ok(false) };
+            reserved -= limit;
+            let idle = answer.map(|claims| {
+                self.set_state(WorkerState::Active, None);
+                let idle = claims.is_empty() || self.config.broker.is_idle(&self.config.registration);
+                if let Some(first) = claims.first() {
+                    lock(&self.circuit).claimed(&first.token.job);
+                }
+                for claim in claims {
+                    self.begin(claim, account.cloned(), jobs);
+                }
+                idle
+            });
+            more = matches!(idle, Ok(false));
+            if under_way.is_empty() && !more {
+                return idle;
+            }
+        }
+    }
+
+    /// Asks the queue for jobs for so many slots; told with the answer.
+    fn ask_for(&self, limit: u32) -> BoxFuture<'static, (u32, Result<Vec<Claim>, BrokerError>)> {
+        let request = ClaimRequest {
+            registration: self.config.registration.clone(),
+            limit,
+            loaded: lock(&self.loaded).iter().cloned().collect(),
+        };
+        let broker = Arc::clone(&self.config.broker);
+        async move { (limit, broker.claim(&request).await) }.boxed()
+    }
+
+    /// Whether another claim may follow at once: nothing changed, nothing is due, and no job went wrong.
+    fn still_holds(&self, footing: &Footing<'_>) -> bool {
+        self.drain.borrow().is_none()
+            && footing.checked.is_some_and(|at| at.elapsed() < CHECK_HOLDING)
+            && !footing.ready.has_changed().unwrap_or(false)
+            && !self.outdated.load(Ordering::Relaxed)
+            && lock(&self.abilities).due(Instant::now()).is_none()
+            && lock(&self.circuit).is_untouched()
+            && Arc::ptr_eq(footing.connector, &lock(&self.connector))
     }
 
     /// Asks what the backend has: before anything is claimed, or beside it. Whether to go on: not where there is another connector by
@@ -470,7 +537,9 @@ impl Shared {
         lock(&self.running).insert(claim.token.job.clone(), running);
         self.publish();
         let (this, connector) = (Arc::clone(self), Arc::clone(&lock(&self.connector)));
-        jobs.spawn(async move { this.run_job(claim, account, connector, cancel, &why, reporter).await });
+        let run = async move { this.run_job(claim, account, connector, cancel, &why, reporter).await };
+        // On the heap: a task is moved a few times, and this is much to move.
+        jobs.spawn(Box::pin(run));
     }
 
     /// `account`: what the job was claimed with, and learns something of; an edit may have put in another one since.
