@@ -1120,14 +1120,18 @@ async fn verify_finds_each_half_that_is_missing() {
     assert_eq!(queue.broker.verify(false).await.unwrap(), Vec::<String>::new());
 
     let run = server.command(&["HGET", "{test}:R", running.as_str()]);
-    let silent = run.trim().strip_suffix('h').unwrap();
+    let words: Vec<&str> = run.trim().splitn(7, ' ').collect();
+    let [claimed @ .., flags, scopes] = words.as_slice() else { panic!("{run}") };
+    let silent = format!("{} {} {scopes}", claimed.join(" "), flags.strip_suffix('h').unwrap());
     for (damage, found) in [
         (vec!["DEL", "{test}:fc"], "would be kept for ever"),
         (vec!["SET", "{test}:fp", "7"], "would be kept for ever"),
         (vec!["DEL", "{test}:ds"], "would not be told"),
         (vec!["DEL", "{test}:ch"], "would not be seen"),
         (vec!["ZADD", "{test}:r", "1", tried.as_str()], "does not run"),
-        (vec!["HSET", "{test}:R", running.as_str(), silent], "would be no event"),
+        (vec!["HSET", "{test}:R", running.as_str(), silent.as_str()], "would be no event"),
+        (vec!["HSET", "{test}:run", "service:work", "7"], "service:work counts 7 running jobs and has 1"),
+        (vec!["DEL", "{test}:run"], "service:work counts 0 running jobs and has 1"),
         (vec!["HSET", "{test}:lim", "service:work", "many - - 0"], "limit of service:work cannot be read"),
         (vec!["HSET", "{test}:al", "account:a", "- 3 - 0"], "limit of account:a cannot be read"),
         (vec!["HSET", "{test}:ah", "a", "soon"], "hold of account a cannot be read"),
@@ -1141,8 +1145,17 @@ async fn verify_finds_each_half_that_is_missing() {
         queue.broker.verify(true).await.unwrap();
         assert_eq!(queue.broker.verify(false).await.unwrap(), Vec::<String>::new(), "{damage:?}");
     }
+    // Engines before this one did not write down what a running job counts for.
+    let other = queue.claim(&worker).await.unwrap();
+    for id in [&running, &other.token.job] {
+        let run = server.command(&["HGET", "{test}:R", id.as_str()]);
+        server.command(&["HSET", "{test}:R", id.as_str(), run.trim().strip_suffix(" service:work").unwrap()]);
+    }
+    queue.broker.complete(&claim.token, json!(2)).await.unwrap();
+    queue.broker.release(&other.token, "not now").await.unwrap();
+    assert_eq!(server.command(&["HLEN", "{test}:run"]).trim(), "0");
     let filter = JobFilter { state: Some(JobState::Completed), ..JobFilter::default() };
-    assert_eq!(queue.broker.list(&filter).await.unwrap().len(), 2);
+    assert_eq!(queue.broker.list(&filter).await.unwrap().len(), 3);
 }
 
 /// How many jobs ran at once at most, and how often each ran.

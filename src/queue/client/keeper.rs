@@ -312,7 +312,7 @@ impl Client {
         let classes: Vec<String> = self.roster().classes.keys().map(|id| id.0.clone()).collect();
         problems.extend(self.audit_all("audit_classes", flag, &classes).await?);
         // Limits first: what follows asks for them.
-        for all in ["audit_limits", "audit_pending", "audit_accounts"] {
+        for all in ["audit_limits", "audit_pending", "audit_running", "audit_accounts"] {
             problems.extend(self.store.call(all, vec![flag.to_owned()]).await?.texts()?);
         }
         problems.extend(self.audit_blobs(repair).await?);

@@ -21,8 +21,8 @@
 --   s:<class> profiles that match; lane class -> lane; lanes lane -> classes; lp:<lane> profiles; pl:<profile> lanes
 --   pc:<profile> classes; profiles profile -> capabilities; pd complete profiles; pn live workers; pz unused, since when
 --   W incarnation -> end of lease; I incarnation -> "worker profile [account] channel"; N worker -> incarnation; workers -> JSON
---   i:<incarnation> its jobs; R id -> "fence claimed incarnation worker class flags", with the flag h when there are events
---     of the job; r id -> deadline, where it has run for a heartbeat; fz last fence: at least the microseconds since 1970,
+--   i:<incarnation> its jobs; R id -> "fence claimed incarnation worker class flags scopes", with the flag h when there are
+--     events of the job, and the class's scopes, for which it counts until it ends; r id -> deadline, where it has run for a heartbeat; fz last fence: at least the microseconds since 1970,
 --     so that a server which lost its memory gives none out twice
 --   d zset of delayed jobs by due time; av when jobs leave the class that avoids a worker; b blocked; f:f f:x finished
 --   z:<profile> idle incarnations; zp profiles with idle ones; np number of pending jobs; ep epoch of profiles
@@ -89,6 +89,14 @@ local function tell(id, kind)
   if call('ZCARD', P .. 'wt') > 0 then call('PUBLISH', P .. 'e:' .. id, kind) end
 end
 
+-- Of a job's entry in R.
+local function has_events(run) return find(match(run, '^%S+ %S+ %S+ %S+ %S+ (%S+)') or '', 'h', 1, true) end
+local function with_events(run) return (string.gsub(run, '^%S+ %S+ %S+ %S+ %S+ %S+', '%0h')) end
+-- An entry that an older engine wrote has none.
+local function scopes_of(run, cid)
+  return match(run, '^%S+ %S+ %S+ %S+ %S+ %S+ (%S.*)$') or call('HGET', P .. 'cs', cid) or ''
+end
+
 -- run: the job's entry in R, where it runs. The event of its claim is written with the first that follows it: of most
 -- jobs no event is ever written, for what happened to them can be told from their state.
 local function event(id, now, kind, data, run)
@@ -99,7 +107,7 @@ local function event(id, now, kind, data, run)
       call('HSET', P .. 'm:' .. id, 'ce', fence)
       call('RPUSH', ek, claimed_event(at, worker, fence))
     end
-    if sub(run, -1) ~= 'h' and call('HGET', P .. 'R', id) == run then call('HSET', P .. 'R', id, run .. 'h') end
+    if not has_events(run) and call('HGET', P .. 'R', id) == run then call('HSET', P .. 'R', id, with_events(run)) end
   end
   local n = call('RPUSH', ek, num(now) .. ' ' .. kind .. ' ' .. data)
   while n > MAX_EVENTS do
@@ -435,15 +443,10 @@ local function unpark(scope, now)
   end
 end
 
--- counts: class -> how many more (or, negative, fewer) of its jobs run.
+-- counts: scopes of a class -> how many more (or, negative, fewer) jobs that have these run.
 local function running(counts, now)
-  local cids, by = {}, {}
-  for cid in pairs(counts) do cids[#cids + 1] = cid end
-  local alike = {}
-  for i, scopes in ipairs(call('HMGET', P .. 'cs', unpack(cids))) do
-    if scopes then alike[scopes] = (alike[scopes] or 0) + counts[cids[i]] end
-  end
-  for scopes, n in pairs(alike) do
+  local by = {}
+  for scopes, n in pairs(counts) do
     for scope in string.gmatch(scopes, '%S+') do by[scope] = (by[scope] or 0) + n end
   end
   for scope, n in pairs(by) do
@@ -508,7 +511,7 @@ local function leave_running(id, run, now)
   call('HDEL', P .. 'R', id)
   call('SREM', P .. 'i:' .. inc, id)
   call('ZREM', P .. 'r', id)
-  running({ [cid] = -1 }, now)
+  running({ [scopes_of(run, cid)] = -1 }, now)
   account_running(account_of(call('HGET', P .. 'I', inc)), -1, now)
 end
 
@@ -868,9 +871,9 @@ function F.forget(a)
   return 0
 end
 
--- Takes up to n jobs from the heads of a lane that go before anything in another lane, into ids and of (their classes).
--- Answers with how many, or with a class that has to be looked at closer.
-local function take_from(lane, score, n, ids, of)
+-- Takes up to n jobs from the heads of a lane that go before anything in another lane, into ids, of (their classes) and within
+-- (the scopes of these). Answers with how many, or with a class that has to be looked at closer.
+local function take_from(lane, score, n, ids, of, within)
   local lk = P .. 'l:' .. lane
   local heads = call('ZRANGE', lk, 0, math.min(n, 64), 'WITHSCORES')
   -- Of another lane, which may have its head at the same place: customers share places.
@@ -885,7 +888,8 @@ local function take_from(lane, score, n, ids, of)
   for i = 1, many do
     local cid = cids[i]
     if tonumber(heads[2 * i]) > limit or taken == n then break end
-    if find(scopes[i] or '', 'affinity:', 1, true) then
+    local its = scopes[i] or ''
+    if find(its, 'affinity:', 1, true) then
       if i == 1 then return 0, cid end
       break
     end
@@ -897,8 +901,8 @@ local function take_from(lane, score, n, ids, of)
       local found = call('ZRANGE', ck, 0, most)
       mine = math.min(#found, most)
       for k = 1, mine do
-        ids[#ids + 1] = found[k]
-        of[#of + 1] = cid
+        local at = #ids + 1
+        ids[at], of[at], within[at] = found[k], cid, its
       end
       head = found[mine + 1] and call('ZSCORE', ck, found[mine + 1])
     else
@@ -906,8 +910,8 @@ local function take_from(lane, score, n, ids, of)
       for k = 1, math.min(#found, 2 * most), 2 do
         if k > 1 and tonumber(found[k + 1]) > bound then break end
         mine = mine + 1
-        ids[#ids + 1] = found[k]
-        of[#of + 1] = cid
+        local at = #ids + 1
+        ids[at], of[at], within[at] = found[k], cid, its
       end
       head = found[2 * mine + 2]
     end
@@ -964,7 +968,7 @@ function F.claim(a)
   local limited = call('HLEN', P .. 'lim') > 0
   local warm = {}
   for i = 4, #a do warm[a[i]] = true end
-  local ids, of, parks, again = {}, {}, 0, 0
+  local ids, of, within, parks, again = {}, {}, {}, 0, 0
   while n > 0 do
     local lane, score = best(pid)
     local other, other_score = best(personal)
@@ -986,7 +990,7 @@ function F.claim(a)
     local taken = 0
     -- Of several taken at once, a later one might go after a job whose model is loaded.
     if not cid and not limited and not waits then
-      taken, cid = take_from(lane, score, n, ids, of)
+      taken, cid = take_from(lane, score, n, ids, of, within)
     elseif not cid then
       cid = call('ZRANGE', P .. 'l:' .. lane, 0, 0)[1]
     end
@@ -1032,10 +1036,10 @@ function F.claim(a)
         if limited then
           -- Counted at once: the next turn of this loop asks again.
           for scope in string.gmatch(scopes, '%S+') do spend(scope, 1, now) end
-          running({ [cid] = 1 }, now)
+          running({ [scopes] = 1 }, now)
         end
-        ids[#ids + 1] = id
-        of[#of + 1] = cid
+        local at = #ids + 1
+        ids[at], of[at], within[at] = id, cid, scopes
         taken = 1
       end
     end
@@ -1047,7 +1051,8 @@ function F.claim(a)
     local keys, counts = {}, {}
     for i, id in ipairs(ids) do
       keys[i] = P .. 'j:' .. id
-      counts[of[i]] = (counts[of[i]] or 0) + 1
+      local its = within[i]
+      counts[its] = (counts[its] or 0) + 1
     end
     local raws = call('MGET', unpack(keys))
     local changed = call('EXISTS', P .. 'ch') == 1 and call('SMISMEMBER', P .. 'ch', unpack(ids))
@@ -1073,7 +1078,7 @@ function F.claim(a)
         local h = #held + 1
         held[h] = id
         R[2 * h - 1] = id
-        R[2 * h] = num(fence + i) .. mine .. of[i] .. ' ' .. flags
+        R[2 * h] = num(fence + i) .. mine .. of[i] .. ' ' .. flags .. ' ' .. within[i]
         local tag = tonumber(score) - low
         if tag < 0 or tag >= LEVEL then
           level = math.floor((tag + low) / LEVEL)
@@ -1126,7 +1131,7 @@ function F.complete(a)
   local ids, out = {}, {}
   for i = 1, #a, 3 do ids[#ids + 1] = a[i] end
   local runs = call('HMGET', P .. 'R', unpack(ids))
-  local gone, done, counts, by, claims, ended_with = {}, {}, {}, {}, {}, {}
+  local gone, done, fewer, within, by, claims, ended_with = {}, {}, {}, {}, {}, {}, {}
   local ended_at = ' ' .. num(now) .. ' '
   local place = call('LLEN', P .. 'fc') + tonumber(call('GET', P .. 'fp') or 0)
   local others_wait = call('EXISTS', P .. 'ds') == 1
@@ -1134,8 +1139,8 @@ function F.complete(a)
   for n, id in ipairs(ids) do
     local fence, result = a[n * 3 - 1], a[n * 3]
     local run = runs[n]
-    local held, who, cid, flags
-    if run and not ended_with[id] then held, who, cid, flags = match(run, '^(%d+) (%S+ %S+ %S+) (%S+) (%S+)$') end
+    local held, who, cid, flags, scopes
+    if run and not ended_with[id] then held, who, cid, flags, scopes = match(run, '^(%d+) (%S+ %S+ %S+) (%S+) (%S+) ?(.*)$') end
     if held == fence then
       -- Jobs of one claim have this in common.
       local claim = claims[who]
@@ -1151,7 +1156,9 @@ function F.complete(a)
       done[2 * k - 1] = id
       done[2 * k] = num(place + k) .. ended_at .. fence .. claim.text .. result
       claim.jobs[#claim.jobs + 1] = id
-      counts[cid] = (counts[cid] or 0) + 1
+      if scopes == '' then scopes = scopes_of(run, cid) end
+      fewer[cid] = (fewer[cid] or 0) - 1
+      within[scopes] = (within[scopes] or 0) - 1
       if sub(result, 1, 1) == '@' then call('SADD', P .. 'bl', id) end
       if flags ~= '-' and find(flags, 'h', 1, true) then
         event(id, now, 'completed', 'null', run)
@@ -1178,9 +1185,8 @@ function F.complete(a)
     call('HDEL', P .. 'R', unpack(gone))
     if call('EXISTS', P .. 'r') == 1 then call('ZREM', P .. 'r', unpack(gone)) end
     for inc, jobs in pairs(by) do call('SREM', P .. 'i:' .. inc, unpack(jobs)) end
-    for cid, n in pairs(counts) do counts[cid] = -n end
-    live_all(counts, now)
-    running(counts, now)
+    live_all(fewer, now)
+    running(within, now)
     for inc, jobs in pairs(by) do
       local account = account_of(call('HGET', P .. 'I', inc))
       if account then
@@ -1338,10 +1344,12 @@ local function adopt(inc, id, fence, now)
   local info = call('HGET', P .. 'I', inc)
   local worker = match(info, '^%S+')
   if call('SREM', P .. 'ch', id) == 1 then flags = flags .. 'h' end
-  call('HSET', P .. 'R', id, fence .. ' ' .. num(now) .. ' ' .. inc .. ' ' .. worker .. ' ' .. cid .. ' ' .. flags)
+  local scopes = call('HGET', P .. 'cs', cid) or ''
+  local run = fence .. ' ' .. num(now) .. ' ' .. inc .. ' ' .. worker .. ' ' .. cid .. ' ' .. flags .. ' ' .. scopes
+  call('HSET', P .. 'R', id, run)
   call('SADD', P .. 'i:' .. inc, id)
   call('ZADD', P .. 'r', num(now + tonumber(timeout)), id)
-  running({ [cid] = 1 }, now)
+  running({ [scopes] = 1 }, now)
   account_running(account_of(info), 1, now)
   return true
 end
@@ -1378,7 +1386,7 @@ function F.heartbeat(a)
         local holds, claimed = match(run or '', '^(%S+) (%S+)')
         if holds == fence then
           -- Whoever asked for its cancellation left an event.
-          if sub(run, -1) == 'h' and call('HGET', P .. 'm:' .. id, 'x') then cancelled[#cancelled + 1] = id end
+          if has_events(run) and call('HGET', P .. 'm:' .. id, 'x') then cancelled[#cancelled + 1] = id end
           if not deadlines[n - from + 1] then
             local _, _, timeout = header(id)
             if timeout == '-' then timeout = '3600000' end
@@ -2017,9 +2025,9 @@ function F.audit(a)
         problems[#problems + 1] = 'job ' .. id .. ' has a deadline, and does not run'
         if repair then call('ZREM', P .. 'r', id) end
       end
-      if run and sub(run, -1) ~= 'h' and call('EXISTS', P .. 'e:' .. id) == 1 then
+      if run and not has_events(run) and call('EXISTS', P .. 'e:' .. id) == 1 then
         problems[#problems + 1] = 'job ' .. id .. ' runs, and its end would be no event'
-        run = run .. 'h'
+        run = with_events(run)
         if repair then call('HSET', P .. 'R', id, run) end
       end
       if run then
@@ -2115,6 +2123,28 @@ function F.audit_limits(a)
         call('HDEL', P .. 'ah', all[i])
         open_account(all[i], now_ms(), UNPARK)
       end
+    end
+  end
+  return problems
+end
+
+-- repair: the counts of jobs that run in each scope are right: one too high keeps others from running for ever.
+function F.audit_running(a)
+  local repair, problems, runs = a[1] == '1', {}, {}
+  local counts = call('HGETALL', P .. 'run')
+  for i = 1, #counts, 2 do if sub(counts[i], 1, 8) ~= 'account:' then runs[counts[i]] = 0 end end
+  local all = call('HGETALL', P .. 'R')
+  for i = 2, #all, 2 do
+    local run = all[i]
+    for scope in string.gmatch(scopes_of(run, match(run, '^%S+ %S+ %S+ %S+ (%S+)')), '%S+') do
+      if sub(scope, 1, 9) ~= 'affinity:' then runs[scope] = (runs[scope] or 0) + 1 end
+    end
+  end
+  for scope, n in pairs(runs) do
+    local counted = tonumber(call('HGET', P .. 'run', scope) or 0)
+    if counted ~= n then
+      problems[#problems + 1] = scope .. ' counts ' .. counted .. ' running jobs and has ' .. n
+      if repair then running({ [scope] = n - counted }, now_ms()) end
     end
   end
   return problems

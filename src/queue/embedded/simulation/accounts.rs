@@ -162,6 +162,7 @@ impl Simulation {
         self.hear();
         self.forget_holds();
         assert_eq!(self.words("audit_limits", &["0"]).texts().unwrap(), Vec::<String>::new());
+        assert_eq!(self.words("audit_running", &["0"]).texts().unwrap(), Vec::<String>::new());
         assert_eq!(self.words("audit_accounts", &["0"]).texts().unwrap(), Vec::<String>::new());
         for account in ACCOUNTS {
             let data = self.functions.data.borrow();
