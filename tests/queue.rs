@@ -1184,11 +1184,11 @@ impl Connector for Counting {
 /// Claims are under way while the jobs of others run, and while the worker is told to end.
 async fn a_worker_runs_as_many_jobs_as_it_has_slots_and_leaves_none(backend: Backend) {
     const JOBS: u64 = 4_000;
-    const SLOTS: usize = 40;
+    const SLOTS: u32 = 40;
     let queue = backend.open();
     queue.broker.submit((0..JOBS).map(|_| job(json!({}))).collect()).await.unwrap();
     let counting = Arc::new(Counting::default());
-    let worker = queue.start_worker(SLOTS as u32, Arc::clone(&counting) as Arc<dyn Connector>);
+    let worker = queue.start_worker(SLOTS, Arc::clone(&counting) as Arc<dyn Connector>);
     let ran = || counting.runs.lock().unwrap().len() as u64;
     let end = Instant::now() + Duration::from_secs(60);
     while ran() < JOBS / 2 {
@@ -1197,7 +1197,7 @@ async fn a_worker_runs_as_many_jobs_as_it_has_slots_and_leaves_none(backend: Bac
     }
     worker.drain(Instant::now() + Duration::from_secs(60));
     worker.stopped().await;
-    assert_eq!(counting.most.load(Ordering::SeqCst), SLOTS);
+    assert_eq!(counting.most.load(Ordering::SeqCst), usize::try_from(SLOTS).unwrap());
     assert!(counting.runs.lock().unwrap().values().all(|times| *times == 1));
     let stats = queue.broker.stats().await.unwrap();
     assert_eq!((stats.running, stats.completed, stats.pending), (0, ran(), JOBS - ran()));

@@ -276,20 +276,20 @@ pub(super) fn stats(reply: Reply) -> Result<QueueStats> {
 #[cfg(test)]
 mod tests {
     /// 2^43 places within one priority, as in `queue.lua`.
-    const LEVEL: u64 = 1 << 43;
+    const LEVEL: i64 = 1 << 43;
 
     /// The priority that a score stands for.
-    fn priority_of(score: u64) -> i64 {
-        500 - i64::try_from(score / LEVEL).unwrap_or(0)
+    fn priority_of(score: i64) -> i64 {
+        -score.div_euclid(LEVEL)
     }
 
     #[test]
     fn scores_are_exact_at_every_priority() {
         for priority in [-500i64, -1, 0, 1, 500] {
             for place in [1, LEVEL / 2, LEVEL - 1] {
-                let score = u64::try_from(500 - priority).unwrap() * LEVEL + place;
-                #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-                let through_a_double = score as f64 as u64;
+                let score = -priority * LEVEL + place;
+                #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation)]
+                let through_a_double = score as f64 as i64;
                 assert_eq!((through_a_double, priority_of(score)), (score, priority));
             }
         }

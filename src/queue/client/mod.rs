@@ -447,19 +447,19 @@ impl Client {
         let mut heads = Vec::new();
         for chunk in classes.chunks(HEADS_PAGE) {
             let found = self.store.call("heads", chunk.to_vec()).await?.texts()?;
-            heads.extend(found.iter().zip(chunk).filter_map(|(head, class)| Some((head.parse::<u64>().ok()?, class))));
+            heads.extend(found.iter().zip(chunk).filter_map(|(head, class)| Some((head.parse::<i64>().ok()?, class))));
         }
         heads.sort_unstable();
         // Where so many classes have a job up to here, none goes before those that comes after; customers share places.
-        let bound = heads.get(most.saturating_sub(1)).map_or(u64::MAX, |(head, _)| *head);
+        let bound = heads.get(most.saturating_sub(1)).map_or(i64::MAX, |(head, _)| *head);
         heads.retain(|(head, _)| *head <= bound);
-        let bound = if bound == u64::MAX { "+inf".to_owned() } else { bound.to_string() };
-        let mut best: BTreeSet<(u64, String)> = BTreeSet::new();
+        let bound = if bound == i64::MAX { "+inf".to_owned() } else { bound.to_string() };
+        let mut best: BTreeSet<(i64, String)> = BTreeSet::new();
         for chunk in heads.chunks((PENDING_PAGE / most.max(1)).clamp(1, HEADS_PAGE)) {
             let mut arguments = vec![most.to_string(), bound.clone()];
             arguments.extend(chunk.iter().map(|(_, class)| (*class).clone()));
             for (id, score) in self.store.call("pending", arguments).await?.pairs()? {
-                best.insert((score.parse().unwrap_or(u64::MAX), id));
+                best.insert((score.parse().unwrap_or(i64::MAX), id));
                 if best.len() > most {
                     best.pop_last();
                 }

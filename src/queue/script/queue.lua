@@ -39,6 +39,7 @@
 --     mw machine -> "said until summary", its last word, for a day
 
 local LEVEL = 8796093022208 -- 2^43: places within one priority
+local USUAL = 500 -- the base of the usual priority, whose scores are short: Redis and Lua print and read them all the time
 local MAX_EVENTS = 1000
 local MAX_ENTRY = 8388608 -- bytes of one submission in the inbox, and about as many are read at once
 local BATCH = 50
@@ -52,6 +53,10 @@ local UNPARK = 16 -- so many classes are put back at once, the next so many ms l
 local UNPARK_PAUSE = 10
 local REMEMBERED = 86400000 -- ms for which a machine that is gone is listed
 local HOLD_REMEMBERED = 3600000 -- and for which the hold of an account that nobody has any more is known after its end
+
+-- Numbers as text: Redis prints a number that is an argument with 17 digits, each time.
+local TEXT = {}
+for n = 0, CLAIM do TEXT[n] = n .. '' end
 
 local P -- the queue's prefix
 local call, find, match, sub, format
@@ -660,7 +665,7 @@ function F.submit(a)
         who = base .. ' ' .. customer
         local last = ft[who] or tonumber(call('ZSCORE', P .. 'ft:' .. base, customer) or 0)
         turn = math.max(last, vt[base]) + 1
-        score = num(tonumber(base) * LEVEL + turn)
+        score = num((tonumber(base) - USUAL) * LEVEL + turn)
       end
       local record = score .. ' ' .. cid .. ' ' .. timeout .. ' ' .. stamp .. ' ' .. flags .. ' ' .. json
       if not call('SET', P .. 'j:' .. id, record, 'NX') then
@@ -898,7 +903,7 @@ local function take_from(lane, score, n, ids, of, within)
     local mine, head, ck = 0, nil, P .. 'c:' .. cid
     if bound == math.huge then
       -- Nothing else waits: scores, which are slow to print, do not matter.
-      local found = call('ZRANGE', ck, 0, most)
+      local found = call('ZRANGE', ck, '0', TEXT[most])
       mine = math.min(#found, most)
       for k = 1, mine do
         local at = #ids + 1
@@ -906,7 +911,7 @@ local function take_from(lane, score, n, ids, of, within)
       end
       head = found[mine + 1] and call('ZSCORE', ck, found[mine + 1])
     else
-      local found = call('ZRANGE', ck, 0, most, 'WITHSCORES')
+      local found = call('ZRANGE', ck, '0', TEXT[most], 'WITHSCORES')
       for k = 1, math.min(#found, 2 * most), 2 do
         if k > 1 and tonumber(found[k + 1]) > bound then break end
         mine = mine + 1
@@ -916,7 +921,7 @@ local function take_from(lane, score, n, ids, of, within)
       head = found[2 * mine + 2]
     end
     taken = taken + mine
-    call('ZREMRANGEBYRANK', ck, 0, mine - 1)
+    call('ZREMRANGEBYRANK', ck, '0', TEXT[mine - 1])
     if head then
       news[#news + 1] = head
       news[#news + 1] = cid
@@ -1063,7 +1068,7 @@ function F.claim(a)
       call('SET', P .. 'fz', num(fence + #ids))
     end
     local R, held, tags = {}, {}, {}
-    local level, low = -1, -LEVEL -- of the job before
+    local level, low = 0, 0 -- of the job before
     local mine = ' ' .. num(now) .. ' ' .. inc .. ' ' .. worker .. ' '
     for i, id in ipairs(ids) do
       local raw = raws[i]
@@ -1108,7 +1113,8 @@ function F.claim(a)
       end
     end
     for level, tag in pairs(tags) do
-      if tag > tonumber(call('HGET', P .. 'vt', num(level)) or 0) then call('HSET', P .. 'vt', num(level), num(tag)) end
+      local base = num(level + USUAL)
+      if tag > tonumber(call('HGET', P .. 'vt', base) or 0) then call('HSET', P .. 'vt', base, num(tag)) end
     end
   end
   if n > 0 and again == 0 then

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Simulation;
 use super::model::State;
+use super::turns::BEFORE;
 use super::world::KINDS;
 
 impl Simulation {
@@ -22,7 +23,12 @@ impl Simulation {
     }
 
     /// Each job lies where the model has it, and nowhere else.
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "places and times are whole")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_precision_loss,
+        clippy::cast_sign_loss,
+        reason = "places and times are whole, and no more than 2^53"
+    )]
     fn check_places(&self) {
         let data = self.functions.data.borrow();
         let mut expected: BTreeMap<String, BTreeMap<String, u64>> = BTreeMap::new();
@@ -54,8 +60,9 @@ impl Simulation {
         keys.extend(data.keys_with_prefix("c:").iter().map(ToString::to_string));
         keys.extend(expected.keys().cloned());
         for key in keys {
+            let before = if key.starts_with("c:") { BEFORE as f64 } else { 0.0 };
             let found: BTreeMap<String, u64> =
-                data.sorted_iter(&key, false).map(|(id, score)| (id.to_string(), score as u64)).collect();
+                data.sorted_iter(&key, false).map(|(id, score)| (id.to_string(), (score + before) as u64)).collect();
             assert_eq!(found, expected.remove(&key).unwrap_or_default(), "{key}");
         }
         let held = data.hash("R").into_iter().flatten().map(|(id, run)| {

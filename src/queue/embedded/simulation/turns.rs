@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 /// Places within one priority, as in `queue.lua`.
 pub(super) const LEVEL: u64 = 1 << 43;
+/// Places before those of the usual priority, from which the queue counts; the model counts from the first.
+pub(super) const BEFORE: u64 = 500 * LEVEL;
 const WEEK: u64 = 7 * 24 * 3_600_000;
 
 #[derive(Default)]
