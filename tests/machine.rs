@@ -189,6 +189,16 @@ fn a_backend_that_is_gone_costs_no_job_its_attempts() {
             status["workers"]["w"]["state"] == "not_ready"
                 && status["workers"]["w"]["reason"].to_string().contains(reason)
         });
+        let waiting = machine.json(&["jobs", "list", "--state", "pending", "-n", "1"])["jobs"][0]["id"].clone();
+        wait_until("the job to say why it waits", Duration::from_secs(20), || {
+            let why = machine.json(&["jobs", "explain", waiting.as_str().unwrap()]);
+            let worker = &why["workers"][0];
+            let told = worker["mismatch"].is_null()
+                && worker["not_claiming"].to_string().starts_with("\"not ready: ")
+                && worker["not_claiming"].to_string().contains(reason)
+                && why["reason"] == "none of the 1 workers that match it claims at present";
+            told.then_some(())
+        });
         machine.write("up", "");
         machine.wait("all to be done", |status| status["workers"]["w"]["completed"] == 200);
         let jobs = machine.json(&["jobs", "list", "-n", "300"]);

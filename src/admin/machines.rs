@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use axum::Json;
 use axum::extract::State;
 use schemars::JsonSchema;
@@ -34,6 +36,9 @@ pub struct MachineSummary {
     pub services: u64,
     /// Services that should be up and are not.
     pub services_down: u64,
+    /// Workers that claim nothing, and why: its state, and the reason; 50 at most.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub not_claiming: BTreeMap<Name, String>,
     /// Of one that has left.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<u8>,

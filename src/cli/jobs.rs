@@ -307,7 +307,11 @@ async fn explain(client: &Client, id: &str, global: &Global) -> Result<ExitCode,
     }
     output::line(&format!("{} is {}: {}", text(&answer, "job"), text(&answer, "state"), text(&answer, "reason")));
     for worker in answer["workers"].as_array().into_iter().flatten() {
-        let why = worker["mismatch"].as_str().unwrap_or("could run it");
+        let why = match (worker["mismatch"].as_str(), worker["not_claiming"].as_str()) {
+            (Some(mismatch), _) => mismatch.to_owned(),
+            (None, Some(why)) => format!("could run it, but claims nothing: {why}"),
+            (None, None) => "could run it".to_owned(),
+        };
         output::line(&format!("  {}: {why}", text(worker, "worker")));
     }
     Ok(ExitCode::SUCCESS)

@@ -255,8 +255,21 @@ impl Announcement {
             slots: self.workers.slots,
             services: self.services.total as u64,
             services_down: (self.services.down.len() + self.services.down_left_out) as u64,
+            not_claiming: self.workers.not_claiming(),
             exit_code: self.exit_code,
         }
+    }
+}
+
+impl AnnouncedWorkers {
+    fn not_claiming(&self) -> BTreeMap<Name, String> {
+        let idle = self.workers.iter().filter(|worker| worker.state != WorkerState::Active);
+        idle.map(|worker| {
+            let state = worker.state.to_string();
+            let why = worker.reason.as_ref().map_or(state.clone(), |reason| format!("{state}: {reason}"));
+            (worker.name.clone(), why)
+        })
+        .collect()
     }
 }
 

@@ -709,6 +709,9 @@ pub struct WorkerMatch {
     /// Missing when the worker may run the job.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub mismatch: Option<String>,
+    /// Why the worker claims nothing at present, as its machine said last. Missing when it claims, or may not run the job.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub not_claiming: Option<String>,
 }
 
 /// What waits and runs of one service, or of one pool that jobs ask for.

@@ -46,6 +46,21 @@ pub enum WorkerState {
     Stopped,
 }
 
+/// For people; JSON has a word of its own.
+impl std::fmt::Display for WorkerState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Waiting => "waiting",
+            Self::NotReady => "not ready",
+            Self::Held => "held",
+            Self::Active => "active",
+            Self::Disconnected => "disconnected",
+            Self::Draining => "draining",
+            Self::Stopped => "stopped",
+        })
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct InventoryStatus {
     /// When it was told last.

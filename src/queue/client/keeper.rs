@@ -1,4 +1,4 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use sha1::{Digest, Sha1};
@@ -243,17 +243,30 @@ impl Client {
         let mut class = Class::of(&job.submission);
         class.avoid.extend(stored.avoid);
         let mut accounts = Vec::new();
-        let workers: Vec<WorkerMatch> = {
+        // By name, where they are found in what their machines say.
+        let mut fitting: BTreeMap<String, (Name, Name)> = BTreeMap::new();
+        let mut workers: Vec<WorkerMatch> = {
             let roster = self.roster();
-            let fitting = roster.workers.iter().filter(|(name, worker)| class.admits(name, worker).is_ok());
-            accounts.extend(fitting.map(|(_, worker)| worker.account.clone()));
+            for (name, worker) in roster.workers.iter().filter(|(name, worker)| class.admits(name, worker).is_ok()) {
+                accounts.push(worker.account.clone());
+                fitting.insert(name.clone(), (worker.machine.clone(), worker.worker.clone()));
+            }
             let judge = |(name, worker): (&String, _)| WorkerMatch {
                 worker: name.clone(),
                 mismatch: class.explain(name, worker),
+                not_claiming: None,
             };
             roster.workers.iter().map(judge).collect()
         };
-        let fitting = workers.iter().filter(|worker| worker.mismatch.is_none()).count();
+        if job.state == JobState::Pending {
+            let machines = fitting.values().map(|(machine, _)| machine.clone()).collect();
+            let not_claiming = self.not_claiming(machines).await?;
+            for worker in &mut workers {
+                let place = fitting.get(&worker.worker);
+                worker.not_claiming = place.and_then(|place| not_claiming.get(place)).cloned();
+            }
+        }
+        let claiming = fitting.len() - workers.iter().filter(|worker| worker.not_claiming.is_some()).count();
         let reason = match job.state {
             JobState::Blocked => format!("it waits for {} other jobs", job.waits_for),
             JobState::Delayed => {
@@ -262,15 +275,19 @@ impl Client {
             }
             JobState::Running => format!("it runs on {}", job.worker.as_deref().unwrap_or("a worker")),
             JobState::Pending if workers.is_empty() => "no worker is registered".to_owned(),
-            JobState::Pending if fitting == 0 => {
+            JobState::Pending if fitting.is_empty() => {
                 format!("none of the {} registered workers matches it", workers.len())
             }
             JobState::Pending => {
                 let held = self.held_by(&class.id().0).await?;
                 match held {
                     Some(scope) => format!("{scope} is paused or at its limit"),
-                    None => self.closed_accounts(&accounts, now).await?.unwrap_or_else(|| {
-                        format!("{fitting} workers match it; they have jobs that come first, or are busy")
+                    None => self.closed_accounts(&accounts, now).await?.unwrap_or_else(|| match claiming {
+                        0 => format!("none of the {} workers that match it claims at present", fitting.len()),
+                        some if some < fitting.len() => {
+                            format!("{some} of the {} workers that match it claim; they have jobs that come first, or are busy", fitting.len())
+                        }
+                        all => format!("{all} workers match it; they have jobs that come first, or are busy"),
                     }),
                 }
             }

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Client, Result, codec};
 use crate::base::{Name, Timestamp};
@@ -34,6 +34,29 @@ impl Client {
                 return Ok(found.into_values().collect());
             }
         }
+    }
+
+    /// Why workers of these machines claim nothing, of those that do not: by machine and worker.
+    pub(super) async fn not_claiming(&self, machines: BTreeSet<Name>) -> Result<BTreeMap<(Name, Name), String>> {
+        let machines: Vec<Name> = machines.into_iter().collect();
+        let mut found = BTreeMap::new();
+        for page in machines.chunks(PAGE) {
+            let ids = page.iter().map(Name::to_string).collect();
+            let mut parts = self.store.call("words", ids).await?.list()?.into_iter();
+            let mut part = || parts.next().unwrap_or(Reply::Nil);
+            let now = codec::time(&part().text()?)?;
+            for (machine, entry) in page.iter().zip(part().texts()?) {
+                // Of one that is gone, or said nothing that can be read, nothing is known.
+                let said = known(machine.as_str(), &entry, now).filter(|said| said.presence == Presence::Present);
+                let idle = said.and_then(|said| said.summary.get("not_claiming")?.as_object().cloned());
+                for (worker, why) in idle.into_iter().flatten() {
+                    if let (Ok(worker), Some(why)) = (Name::new(&worker), why.as_str()) {
+                        found.insert((machine.clone(), worker), why.to_owned());
+                    }
+                }
+            }
+        }
+        Ok(found)
     }
 }
 

@@ -1811,6 +1811,13 @@ function reads.machines(a)
   return { num(now_ms()), page[1], page[2] }
 end
 
+-- machines...: the time, and what each said last of itself, "" of those that said nothing
+function reads.words(a)
+  local out = {}
+  for i, word in ipairs(call('HMGET', P .. 'mw', unpack(a))) do out[i] = word or '' end
+  return { num(now_ms()), out }
+end
+
 -- classes...: the score of the first waiting job of each, "" where none waits
 function reads.heads(a)
   local out = {}
