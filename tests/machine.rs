@@ -164,6 +164,23 @@ fn a_connector_is_replaced_live_and_jobs_in_flight_finish_on_the_old() {
 }
 
 #[test]
+fn a_job_says_that_no_worker_has_registered_and_why() {
+    let script = "fn services(m) { [] }\nfn workers(m) { [ #{ name: \"w\", connector: \"mine\", slots: 2 } ] }\n";
+    let mut machine = Machine::new(script, "");
+    machine.write("connectors/mine.rhai", "fn check(ctx) { throw retryable(\"not up\"); }\nfn run(job, ctx) { 1 }\n");
+    machine.start();
+    machine.wait("its check to fail", |status| status["workers"]["w"]["state"] == "not_ready");
+    let job = machine.json(&["jobs", "submit", "mine"])["id"].clone();
+    wait_until("the job to say why it waits", LIMIT, || {
+        let why = machine.json(&["jobs", "explain", job.as_str().unwrap()]);
+        let reason = why["reason"].as_str().unwrap();
+        let told = reason.starts_with("no worker is registered. Not registered: ")
+            && reason.ends_with("/w: not ready: not up");
+        told.then_some(())
+    });
+}
+
+#[test]
 fn a_backend_that_is_gone_costs_no_job_its_attempts() {
     let script = "fn services(m) { [] }\nfn workers(m) { [ #{ name: \"w\", connector: \"mine\", slots: 2 } ] }\n";
     let run = "fn run(job, ctx) { if !fs::exists(`${ctx.machine.dir}/up`) { throw retryable(\"it is gone\"); } sleep(0.05); 1 }\n";

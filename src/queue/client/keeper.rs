@@ -20,6 +20,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 const RETAIN_EVERY: Duration = Duration::from_secs(60);
 /// Characters of a refused submission.
 const MAX_REFUSED: usize = 10_000;
+/// Workers that are named where a job waits for any.
+const FEW: usize = 3;
 
 impl Client {
     /// One round of what any process may do for all.
@@ -274,9 +276,22 @@ impl Client {
                 format!("it waits {} until its time", humantime::format_duration(Duration::from_secs(due.as_secs())))
             }
             JobState::Running => format!("it runs on {}", job.worker.as_deref().unwrap_or("a worker")),
-            JobState::Pending if workers.is_empty() => "no worker is registered".to_owned(),
             JobState::Pending if fitting.is_empty() => {
-                format!("none of the {} registered workers matches it", workers.len())
+                let none = match workers.len() {
+                    0 => "no worker is registered".to_owned(),
+                    some => format!("none of the {some} registered workers matches it"),
+                };
+                // Whose first check fails has never registered: what it could do is not known, but why it does not.
+                let known: BTreeSet<&str> = workers.iter().map(|worker| worker.worker.as_str()).collect();
+                let mut others = self.all_not_claiming().await?;
+                others.retain(|name, _| !known.contains(name.as_str()));
+                let told = others.iter().take(FEW).map(|(name, why)| format!("{name}: {why}"));
+                let told = told.collect::<Vec<_>>().join("; ");
+                match others.len() {
+                    0 => none,
+                    n if n <= FEW => format!("{none}. Not registered: {told}"),
+                    n => format!("{none}. Not registered: {told}; and {} more", n - FEW),
+                }
             }
             JobState::Pending => {
                 let held = self.held_by(&class.id().0).await?;

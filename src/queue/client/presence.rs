@@ -1,5 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde_json::Value;
+
 use super::{Client, Result, codec};
 use crate::base::{Name, Timestamp};
 use crate::queue::store::Reply;
@@ -47,17 +49,29 @@ impl Client {
             let now = codec::time(&part().text()?)?;
             for (machine, entry) in page.iter().zip(part().texts()?) {
                 // Of one that is gone, or said nothing that can be read, nothing is known.
-                let said = known(machine.as_str(), &entry, now).filter(|said| said.presence == Presence::Present);
-                let idle = said.and_then(|said| said.summary.get("not_claiming")?.as_object().cloned());
-                for (worker, why) in idle.into_iter().flatten() {
-                    if let (Ok(worker), Some(why)) = (Name::new(&worker), why.as_str()) {
-                        found.insert((machine.clone(), worker), why.to_owned());
-                    }
+                for (worker, why) in known(machine.as_str(), &entry, now).iter().flat_map(not_claiming) {
+                    found.insert((machine.clone(), worker), why);
                 }
             }
         }
         Ok(found)
     }
+
+    /// The same of all machines that are there, by the names that workers have in the queue.
+    pub(super) async fn all_not_claiming(&self) -> Result<BTreeMap<String, String>> {
+        let machines = self.known_machines().await?;
+        let of = |machine: &KnownMachine| -> Vec<(String, String)> {
+            not_claiming(machine).map(|(worker, why)| (format!("{}/{worker}", machine.id), why)).collect()
+        };
+        Ok(machines.iter().flat_map(of).collect())
+    }
+}
+
+/// The machine's workers that claim nothing, and why.
+fn not_claiming(machine: &KnownMachine) -> impl Iterator<Item = (Name, String)> + '_ {
+    let said = machine.summary.get("not_claiming").filter(|_| machine.presence == Presence::Present);
+    let workers = said.and_then(Value::as_object).into_iter().flatten();
+    workers.filter_map(|(worker, why)| Some((Name::new(worker).ok()?, why.as_str()?.to_owned())))
 }
 
 fn known(id: &str, entry: &str, now: Timestamp) -> Option<KnownMachine> {
