@@ -36,7 +36,7 @@ pub struct MachineSummary {
     pub services: u64,
     /// Services that should be up and are not.
     pub services_down: u64,
-    /// Workers that claim nothing, and why: its state, and the reason; 50 at most.
+    /// Workers that claim nothing, and why: their state, and the reason; 50 at most.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub not_claiming: BTreeMap<Name, String>,
     /// Of one that has left.

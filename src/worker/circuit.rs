@@ -64,8 +64,8 @@ pub(super) struct Shut {
 
 impl Circuit {
     /// Nothing went wrong lately, and nothing is on trial.
-    pub fn is_untouched(&self) -> bool {
-        self.failed.is_empty() && self.open.is_none() && self.rest.is_none()
+    pub fn is_untouched(&self, now: Instant) -> bool {
+        self.failed.is_empty() && self.may_claim(u32::MAX, now) == Ok(u32::MAX)
     }
 
     /// How many of `free` slots may get a job now.

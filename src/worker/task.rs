@@ -395,7 +395,7 @@ impl Shared {
             && !footing.ready.has_changed().unwrap_or(false)
             && !self.outdated.load(Ordering::Relaxed)
             && lock(&self.abilities).due(Instant::now()).is_none()
-            && lock(&self.circuit).is_untouched()
+            && lock(&self.circuit).is_untouched(Instant::now())
             && Arc::ptr_eq(footing.connector, &lock(&self.connector))
     }
 

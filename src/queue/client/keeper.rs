@@ -245,14 +245,10 @@ impl Client {
         let mut class = Class::of(&job.submission);
         class.avoid.extend(stored.avoid);
         let mut accounts = Vec::new();
-        // By name, where they are found in what their machines say.
-        let mut fitting: BTreeMap<String, (Name, Name)> = BTreeMap::new();
         let mut workers: Vec<WorkerMatch> = {
             let roster = self.roster();
-            for (name, worker) in roster.workers.iter().filter(|(name, worker)| class.admits(name, worker).is_ok()) {
-                accounts.push(worker.account.clone());
-                fitting.insert(name.clone(), (worker.machine.clone(), worker.worker.clone()));
-            }
+            let fitting = roster.workers.iter().filter(|(name, worker)| class.admits(name, worker).is_ok());
+            accounts.extend(fitting.map(|(_, worker)| worker.account.clone()));
             let judge = |(name, worker): (&String, _)| WorkerMatch {
                 worker: name.clone(),
                 mismatch: class.explain(name, worker),
@@ -260,15 +256,13 @@ impl Client {
             };
             roster.workers.iter().map(judge).collect()
         };
-        if job.state == JobState::Pending {
-            let machines = fitting.values().map(|(machine, _)| machine.clone()).collect();
-            let not_claiming = self.not_claiming(machines).await?;
-            for worker in &mut workers {
-                let place = fitting.get(&worker.worker);
-                worker.not_claiming = place.and_then(|place| not_claiming.get(place)).cloned();
-            }
+        let not_claiming =
+            if job.state == JobState::Pending { self.not_claiming().await? } else { BTreeMap::default() };
+        for worker in workers.iter_mut().filter(|worker| worker.mismatch.is_none()) {
+            worker.not_claiming = not_claiming.get(&worker.worker).cloned();
         }
-        let claiming = fitting.len() - workers.iter().filter(|worker| worker.not_claiming.is_some()).count();
+        let fitting = workers.iter().filter(|worker| worker.mismatch.is_none()).count();
+        let claiming = fitting - workers.iter().filter(|worker| worker.not_claiming.is_some()).count();
         let reason = match job.state {
             JobState::Blocked => format!("it waits for {} other jobs", job.waits_for),
             JobState::Delayed => {
@@ -276,31 +270,15 @@ impl Client {
                 format!("it waits {} until its time", humantime::format_duration(Duration::from_secs(due.as_secs())))
             }
             JobState::Running => format!("it runs on {}", job.worker.as_deref().unwrap_or("a worker")),
-            JobState::Pending if fitting.is_empty() => {
-                let none = match workers.len() {
-                    0 => "no worker is registered".to_owned(),
-                    some => format!("none of the {some} registered workers matches it"),
-                };
-                // Whose first check fails has never registered: what it could do is not known, but why it does not.
-                let known: BTreeSet<&str> = workers.iter().map(|worker| worker.worker.as_str()).collect();
-                let mut others = self.all_not_claiming().await?;
-                others.retain(|name, _| !known.contains(name.as_str()));
-                let told = others.iter().take(FEW).map(|(name, why)| format!("{name}: {why}"));
-                let told = told.collect::<Vec<_>>().join("; ");
-                match others.len() {
-                    0 => none,
-                    n if n <= FEW => format!("{none}. Not registered: {told}"),
-                    n => format!("{none}. Not registered: {told}; and {} more", n - FEW),
-                }
-            }
+            JobState::Pending if fitting == 0 => none_fits(&workers, &not_claiming),
             JobState::Pending => {
                 let held = self.held_by(&class.id().0).await?;
                 match held {
                     Some(scope) => format!("{scope} is paused or at its limit"),
                     None => self.closed_accounts(&accounts, now).await?.unwrap_or_else(|| match claiming {
-                        0 => format!("none of the {} workers that match it claims at present", fitting.len()),
-                        some if some < fitting.len() => {
-                            format!("{some} of the {} workers that match it claim; they have jobs that come first, or are busy", fitting.len())
+                        0 => format!("none of the {fitting} workers that match it claims at present"),
+                        some if some < fitting => {
+                            format!("{some} of the {fitting} workers that match it claim; they have jobs that come first, or are busy")
                         }
                         all => format!("{all} workers match it; they have jobs that come first, or are busy"),
                     }),
@@ -389,5 +367,23 @@ fn read_entry(entry: &str, digest: &str) -> std::result::Result<Submission, Stri
     match refuse(&submission, Submission::MAX_INLINE_BYTES) {
         None => Ok(submission),
         Some(why) => Err(why),
+    }
+}
+
+/// Why a job waits that none of the registered workers may run.
+fn none_fits(workers: &[WorkerMatch], not_claiming: &BTreeMap<String, String>) -> String {
+    let none = match workers.len() {
+        0 => "no worker is registered".to_owned(),
+        some => format!("none of the {some} registered workers matches it"),
+    };
+    // Whose first check fails has never registered: what it could do is not known, but why it does not.
+    let known: BTreeSet<&str> = workers.iter().map(|worker| worker.worker.as_str()).collect();
+    let others: Vec<_> = not_claiming.iter().filter(|(name, _)| !known.contains(name.as_str())).collect();
+    let told: Vec<String> = others.iter().take(FEW).map(|(name, why)| format!("{name}: {why}")).collect();
+    let told = told.join("; ");
+    match others.len() {
+        0 => none,
+        n if n <= FEW => format!("{none}. Not registered: {told}"),
+        n => format!("{none}. Not registered: {told}; and {} more", n - FEW),
     }
 }

@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use serde_json::Value;
 
@@ -38,40 +38,18 @@ impl Client {
         }
     }
 
-    /// Why workers of these machines claim nothing, of those that do not: by machine and worker.
-    pub(super) async fn not_claiming(&self, machines: BTreeSet<Name>) -> Result<BTreeMap<(Name, Name), String>> {
-        let machines: Vec<Name> = machines.into_iter().collect();
-        let mut found = BTreeMap::new();
-        for page in machines.chunks(PAGE) {
-            let ids = page.iter().map(Name::to_string).collect();
-            let mut parts = self.store.call("words", ids).await?.list()?.into_iter();
-            let mut part = || parts.next().unwrap_or(Reply::Nil);
-            let now = codec::time(&part().text()?)?;
-            for (machine, entry) in page.iter().zip(part().texts()?) {
-                // Of one that is gone, or said nothing that can be read, nothing is known.
-                for (worker, why) in known(machine.as_str(), &entry, now).iter().flat_map(not_claiming) {
-                    found.insert((machine.clone(), worker), why);
-                }
-            }
-        }
-        Ok(found)
-    }
-
-    /// The same of all machines that are there, by the names that workers have in the queue.
-    pub(super) async fn all_not_claiming(&self) -> Result<BTreeMap<String, String>> {
+    /// Why workers claim nothing, of those that do not: by their names in the queue. Of a machine that is gone nothing is known.
+    pub(super) async fn not_claiming(&self) -> Result<BTreeMap<String, String>> {
         let machines = self.known_machines().await?;
+        let present = machines.iter().filter(|machine| machine.presence == Presence::Present);
         let of = |machine: &KnownMachine| -> Vec<(String, String)> {
-            not_claiming(machine).map(|(worker, why)| (format!("{}/{worker}", machine.id), why)).collect()
+            let said = machine.summary.get("not_claiming").and_then(Value::as_object);
+            let named =
+                |(worker, why): (&String, &Value)| Some((format!("{}/{worker}", machine.id), why.as_str()?.to_owned()));
+            said.into_iter().flatten().filter_map(named).collect()
         };
-        Ok(machines.iter().flat_map(of).collect())
+        Ok(present.flat_map(of).collect())
     }
-}
-
-/// The machine's workers that claim nothing, and why.
-fn not_claiming(machine: &KnownMachine) -> impl Iterator<Item = (Name, String)> + '_ {
-    let said = machine.summary.get("not_claiming").filter(|_| machine.presence == Presence::Present);
-    let workers = said.and_then(Value::as_object).into_iter().flatten();
-    workers.filter_map(|(worker, why)| Some((Name::new(worker).ok()?, why.as_str()?.to_owned())))
 }
 
 fn known(id: &str, entry: &str, now: Timestamp) -> Option<KnownMachine> {

@@ -98,8 +98,8 @@ end
 local function has_events(run) return find(match(run, '^%S+ %S+ %S+ %S+ %S+ (%S+)') or '', 'h', 1, true) end
 local function with_events(run) return (string.gsub(run, '^%S+ %S+ %S+ %S+ %S+ %S+', '%0h')) end
 -- An entry that an older engine wrote has none.
-local function scopes_of(run, cid)
-  return match(run, '^%S+ %S+ %S+ %S+ %S+ %S+ (%S.*)$') or call('HGET', P .. 'cs', cid) or ''
+local function scopes_of(run)
+  return match(run, '^%S+ %S+ %S+ %S+ %S+ %S+ (%S.*)$') or call('HGET', P .. 'cs', match(run, '^%S+ %S+ %S+ %S+ (%S+)')) or ''
 end
 
 -- run: the job's entry in R, where it runs. The event of its claim is written with the first that follows it: of most
@@ -512,11 +512,11 @@ local function comes_back(id, base, now)
 end
 
 local function leave_running(id, run, now)
-  local inc, _, cid = match(run, '^%S+ %S+ (%S+) (%S+) (%S+)')
+  local inc = match(run, '^%S+ %S+ (%S+)')
   call('HDEL', P .. 'R', id)
   call('SREM', P .. 'i:' .. inc, id)
   call('ZREM', P .. 'r', id)
-  running({ [scopes_of(run, cid)] = -1 }, now)
+  running({ [scopes_of(run)] = -1 }, now)
   account_running(account_of(call('HGET', P .. 'I', inc)), -1, now)
 end
 
@@ -1162,7 +1162,7 @@ function F.complete(a)
       done[2 * k - 1] = id
       done[2 * k] = num(place + k) .. ended_at .. fence .. claim.text .. result
       claim.jobs[#claim.jobs + 1] = id
-      if scopes == '' then scopes = scopes_of(run, cid) end
+      if scopes == '' then scopes = scopes_of(run) end
       fewer[cid] = (fewer[cid] or 0) - 1
       within[scopes] = (within[scopes] or 0) - 1
       if sub(result, 1, 1) == '@' then call('SADD', P .. 'bl', id) end
@@ -1811,13 +1811,6 @@ function reads.machines(a)
   return { num(now_ms()), page[1], page[2] }
 end
 
--- machines...: the time, and what each said last of itself, "" of those that said nothing
-function reads.words(a)
-  local out = {}
-  for i, word in ipairs(call('HMGET', P .. 'mw', unpack(a))) do out[i] = word or '' end
-  return { num(now_ms()), out }
-end
-
 -- classes...: the score of the first waiting job of each, "" where none waits
 function reads.heads(a)
   local out = {}
@@ -2143,18 +2136,19 @@ end
 
 -- repair: the counts of jobs that run in each scope are right: one too high keeps others from running for ever.
 function F.audit_running(a)
-  local repair, problems, runs = a[1] == '1', {}, {}
-  local counts = call('HGETALL', P .. 'run')
-  for i = 1, #counts, 2 do if sub(counts[i], 1, 8) ~= 'account:' then runs[counts[i]] = 0 end end
-  local all = call('HGETALL', P .. 'R')
+  local repair, problems, runs, counts = a[1] == '1', {}, {}, {}
+  local all = call('HGETALL', P .. 'run')
+  for i = 1, #all, 2 do
+    if sub(all[i], 1, 8) ~= 'account:' then runs[all[i]], counts[all[i]] = 0, tonumber(all[i + 1]) end
+  end
+  all = call('HGETALL', P .. 'R')
   for i = 2, #all, 2 do
-    local run = all[i]
-    for scope in string.gmatch(scopes_of(run, match(run, '^%S+ %S+ %S+ %S+ (%S+)')), '%S+') do
+    for scope in string.gmatch(scopes_of(all[i]), '%S+') do
       if sub(scope, 1, 9) ~= 'affinity:' then runs[scope] = (runs[scope] or 0) + 1 end
     end
   end
   for scope, n in pairs(runs) do
-    local counted = tonumber(call('HGET', P .. 'run', scope) or 0)
+    local counted = counts[scope] or 0
     if counted ~= n then
       problems[#problems + 1] = scope .. ' counts ' .. counted .. ' running jobs and has ' .. n
       if repair then running({ [scope] = n - counted }, now_ms()) end
