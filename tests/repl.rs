@@ -167,6 +167,18 @@ impl Terminal {
         self.keys.write_all(keys.as_bytes()).unwrap();
         self.wait_for(shown);
     }
+
+    /// Presses Ctrl-D. Between inputs it is the terminal's own, as in any shell, and reaches nobody who asks for keys
+    /// only later; so it waits for the prompt that follows what was shown last.
+    fn ends(&mut self, shown: &str) {
+        let deadline = Instant::now() + LIMIT;
+        let prompted = |screen: &str| screen.rsplit_once(shown).is_some_and(|(_, after)| after.contains("> "));
+        while !prompted(&self.screen.lock().unwrap()) {
+            assert!(Instant::now() < deadline, "no prompt after {shown:?}:\n{}", self.screen.lock().unwrap());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.keys.write_all(b"\x04").unwrap();
+    }
 }
 
 #[test]
@@ -197,7 +209,7 @@ fn a_terminal_has_variables_completion_history_and_ctrl_c() {
     terminal.types(":reset\r", "generation 1");
     terminal.types("answer\r", "there is no variable answer");
     terminal.types("\u{1b}[A\u{1b}[A\r", "generation 1");
-    terminal.keys.write_all(b"\x04").unwrap();
+    terminal.ends("generation 1");
     let code = wait_until("the console to leave", LIMIT, || terminal.child.try_wait().unwrap());
     assert!(code.success());
 
