@@ -19,11 +19,12 @@ use machinist::queue::{
 };
 use machinist::spec::{Capabilities, LabelTest};
 use machinist::telemetry::{EventLog, Traces};
-use machinist::worker::{Connector, JobContext, Worker, WorkerConfig, WorkerHandle};
+use machinist::worker::{Connector, JobContext, Readiness, Worker, WorkerConfig, WorkerHandle};
 use serde_json::{Value, json};
+use support::proxy::Proxy;
 use support::redis::RedisServer;
 use support::wait_until;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::task::TaskTracker;
 
 /// Where a lease has to end; elsewhere it is longer than a slow machine takes for a test without heartbeats.
@@ -98,6 +99,9 @@ conformance! {
     failures_lead_where_their_class_says
     keys_and_ids_make_submission_idempotent
     a_waiting_worker_is_woken_by_what_it_can_run
+    an_idle_worker_is_assigned_a_lone_job
+    a_worker_that_rests_is_left_no_job
+    a_worker_that_cannot_start_leaves_jobs_to_others
     who_claims_all_there_is_need_not_ask_again
     who_dies_gives_its_jobs_back_to_their_old_place
     cancelling_ends_what_waits_and_tells_who_runs
@@ -152,7 +156,11 @@ fn capabilities(worker: &str, more: Value) -> Capabilities {
 }
 
 fn who(worker: &str, incarnation: &str) -> Registration {
-    Registration { worker: worker.into(), incarnation: format!("{worker}-{incarnation}") }
+    Registration { worker: worker.into(), incarnation: format!("{worker}-{incarnation}"), assignable: false }
+}
+
+fn assignable(worker: &str) -> Registration {
+    Registration { assignable: true, ..who(worker, "1") }
 }
 
 impl Queue {
@@ -164,16 +172,25 @@ impl Queue {
 
     /// A worker as machines have it.
     fn start_worker(&self, slots: u32, connector: Arc<dyn Connector>) -> WorkerHandle {
+        self.start_when_ready(slots, connector, watch::channel(Ok(())).1)
+    }
+
+    fn start_when_ready(
+        &self,
+        slots: u32,
+        connector: Arc<dyn Connector>,
+        ready: watch::Receiver<Readiness>,
+    ) -> WorkerHandle {
         let config = WorkerConfig {
             name: Name::new("w").unwrap(),
             connector_name: Name::new("work").unwrap(),
             slots,
-            registration: who("w", "1"),
+            registration: assignable("w"),
             capabilities: capabilities("w", json!({})),
             broker: Arc::clone(&self.broker),
             connector,
             lease: config().lease,
-            ready: watch::channel(Ok(())).1,
+            ready,
             events: EventLog::new(100),
             traces: Traces::default(),
         };
@@ -366,6 +383,175 @@ async fn a_waiting_worker_is_woken_by_what_it_can_run(backend: Backend) {
     let claim = queue.wait_claim(&worker).await;
     assert_eq!(claim.job.id, id);
     assert!(Timestamp::now() >= due && begun.elapsed() < Duration::from_secs(10));
+}
+
+/// Whoever is idle has a lone job with its submission, as if it had claimed it.
+async fn an_idle_worker_is_assigned_a_lone_job(backend: Backend) {
+    let queue = backend.open();
+    let worker = assignable("w");
+    queue.broker.register(&worker, &capabilities("w", json!({}))).await.unwrap();
+    let submit = async |value| queue.broker.submit(vec![job(value)]).await.unwrap().remove(0);
+    let before = submit(json!({})).await;
+    assert_eq!(before.state, JobState::Pending, "it has not claimed yet");
+    let token = queue.claim(&worker).await.unwrap().token;
+    queue.broker.complete(&token, json!(0)).await.unwrap();
+    for n in 0..3 {
+        assert!(queue.claim(&worker).await.is_none());
+        let assigned = submit(json!({ "payload": n })).await;
+        assert_eq!(assigned.state, JobState::Running);
+        // It has one already.
+        let next = submit(json!({})).await;
+        assert_eq!(next.state, JobState::Pending);
+        let begun = Instant::now();
+        queue.broker.wait(&worker, Duration::from_secs(20)).await;
+        assert!(begun.elapsed() < Duration::from_secs(10), "told, not timed out");
+        let claim = queue.claim(&worker).await.unwrap();
+        assert_eq!((&claim.job.id, &claim.job.submission.payload), (&assigned.id, &json!(n)));
+        assert_eq!((claim.job.state, claim.job.worker.as_deref()), (JobState::Running, Some("w")));
+        assert!(!queue.broker.is_idle(&worker));
+        let other = queue.claim(&worker).await.unwrap();
+        assert_eq!(other.job.id, next.id);
+        for token in [claim.token, other.token] {
+            queue.broker.complete(&token, json!(n)).await.unwrap();
+        }
+        let job = queue.broker.get(&assigned.id).await.unwrap();
+        assert_eq!((job.state, job.result, job.losses), (JobState::Completed, Some(json!(n)), 0));
+    }
+    // What is paused waits, and is in nobody's way.
+    assert!(queue.claim(&worker).await.is_none());
+    let paused = Limit { paused: true, ..Limit::default() };
+    queue.broker.set_limit(&"pool:p".parse().unwrap(), paused).await.unwrap();
+    assert_eq!(submit(json!({ "requirement": { "pool": "p" } })).await.state, JobState::Pending);
+    assert_eq!(submit(json!({ "requirement": { "pool": "p" } })).await.state, JobState::Pending);
+    assert!(queue.claim(&worker).await.is_none());
+    assert_eq!(submit(json!({})).await.state, JobState::Running);
+    let stats = queue.broker.stats().await.unwrap();
+    assert_eq!((stats.pending, stats.running), (2, 1));
+    assert_eq!(queue.broker.verify(false).await.unwrap(), Vec::<String>::new());
+}
+
+/// It is told of nothing, assigned nothing, and what it was assigned goes to others at no charge.
+async fn a_worker_that_rests_is_left_no_job(backend: Backend) {
+    let queue = backend.open();
+    let worker = assignable("w");
+    queue.broker.register(&worker, &capabilities("w", json!({}))).await.unwrap();
+    queue.broker.rest(&worker).await.unwrap();
+    assert!(queue.claim(&worker).await.is_none());
+    queue.broker.rest(&worker).await.unwrap();
+    let left = queue.submit(json!({})).await;
+    assert_eq!(queue.state(&left).await, JobState::Pending);
+    let claim = queue.claim(&worker).await.unwrap();
+    assert_eq!(claim.job.id, left);
+    queue.broker.complete(&claim.token, json!(1)).await.unwrap();
+
+    assert!(queue.claim(&worker).await.is_none());
+    let other = queue.worker("other").await;
+    assert!(queue.claim(&other).await.is_none());
+    let id = queue.submit(json!({})).await;
+    assert_eq!(queue.state(&id).await, JobState::Running);
+    queue.broker.rest(&worker).await.unwrap();
+    let claim = queue.wait_claim(&other).await;
+    assert_eq!((&claim.job.id, claim.job.attempts, claim.job.losses), (&id, 0, 0));
+    queue.broker.complete(&claim.token, json!(1)).await.unwrap();
+    assert!(queue.claim(&worker).await.is_none());
+    // Gone without a word: as with whatever it holds.
+    let id = queue.submit(json!({})).await;
+    assert_eq!(queue.state(&id).await, JobState::Running);
+    queue.broker.deregister(&worker).await.unwrap();
+    assert_eq!(queue.wait_claim(&other).await.job.id, id);
+    assert_eq!(queue.broker.verify(false).await.unwrap(), Vec::<String>::new());
+}
+
+/// One whose services are down, and one that is to end while a job of it runs.
+async fn a_worker_that_cannot_start_leaves_jobs_to_others(backend: Backend) {
+    let queue = backend.open();
+    let (ready, gate) = watch::channel(Readiness::Ok(()));
+    let slow = Arc::new(Gated::default());
+    let worker = queue.start_when_ready(2, Arc::clone(&slow) as Arc<dyn Connector>, gate);
+    let idle = async || queue.broker.is_idle(&assignable("w"));
+    wait_until_async(idle).await;
+    let first = queue.submit(json!({})).await;
+    wait_until_async(async || slow.running.load(Ordering::SeqCst) == 1).await;
+    wait_until_async(idle).await;
+    let other = queue.worker("other").await;
+    assert!(queue.claim(&other).await.is_none());
+    ready.send(Err("down".to_owned())).unwrap();
+    wait_until_async(async || !idle().await).await;
+    let claim = async || {
+        let id = queue.submit(json!({})).await;
+        let claim = queue.wait_claim(&other).await;
+        assert_eq!((&claim.job.id, claim.job.attempts, claim.job.losses), (&id, 0, 0));
+        queue.broker.complete(&claim.token, json!(1)).await.unwrap();
+        assert!(queue.claim(&other).await.is_none());
+    };
+    claim().await;
+    ready.send(Ok(())).unwrap();
+    wait_until_async(idle).await;
+    worker.drain(Instant::now() + Duration::from_secs(60));
+    wait_until_async(async || !idle().await).await;
+    claim().await;
+    assert_eq!(queue.state(&first).await, JobState::Running);
+    slow.open.notify_one();
+    worker.stopped().await;
+    assert_eq!(queue.state(&first).await, JobState::Completed);
+    assert_eq!(queue.broker.verify(false).await.unwrap(), Vec::<String>::new());
+}
+
+/// Its jobs run until they are let go.
+#[derive(Default)]
+struct Gated {
+    running: AtomicUsize,
+    open: Notify,
+}
+
+#[async_trait]
+impl Connector for Gated {
+    async fn check(&self) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    async fn run(&self, _job: Arc<Job>, _context: JobContext) -> Result<Value, Failure> {
+        self.running.fetch_add(1, Ordering::SeqCst);
+        self.open.notified().await;
+        Ok(Value::Null)
+    }
+}
+
+/// The connection breaks after the queue has written to it, and before that arrives: the worker has the job all the same, once.
+#[tokio::test]
+async fn an_assignment_that_is_lost_on_its_way_comes_with_the_next_claim() {
+    let queue = Backend::Redis.open();
+    let proxy = Proxy::start(queue.server.as_ref().unwrap().port).await;
+    let url = format!("redis://127.0.0.1:{}", proxy.port);
+    let far = connect_redis(url.parse().unwrap(), "test", config());
+    let worker = assignable("w");
+    far.register(&worker, &capabilities("w", json!({}))).await.unwrap();
+    let request = ClaimRequest { registration: worker.clone(), limit: 5, loaded: BTreeSet::new() };
+    for round in 0..3 {
+        assert_eq!(far.claim(&request).await.unwrap().len(), 0, "round {round}");
+        proxy.stall(Duration::from_secs(30));
+        let id = queue.submit(json!({})).await;
+        assert_eq!(queue.state(&id).await, JobState::Running);
+        proxy.break_all();
+        proxy.stall(Duration::ZERO);
+        // A second one meanwhile.
+        let next = queue.submit(json!({})).await;
+        let mut claims = Vec::new();
+        let end = Instant::now() + Duration::from_secs(20);
+        while claims.len() < 2 {
+            assert!(Instant::now() < end, "{claims:?}");
+            if let Ok(more) = far.claim(&request).await {
+                claims.extend(more);
+            }
+        }
+        let ids: Vec<&JobId> = claims.iter().map(|claim| &claim.job.id).collect();
+        assert_eq!(ids, [&id, &next]);
+        for claim in claims {
+            assert_eq!((claim.job.attempts, claim.job.losses), (0, 0));
+            far.complete(&claim.token, json!(1)).await.unwrap();
+        }
+    }
+    assert_eq!(queue.broker.verify(false).await.unwrap(), Vec::<String>::new());
 }
 
 async fn who_dies_gives_its_jobs_back_to_their_old_place(backend: Backend) {
@@ -1135,6 +1321,7 @@ async fn verify_finds_each_half_that_is_missing() {
         (vec!["HSET", "{test}:lim", "service:work", "many - - 0"], "limit of service:work cannot be read"),
         (vec!["HSET", "{test}:al", "account:a", "- 3 - 0"], "limit of account:a cannot be read"),
         (vec!["HSET", "{test}:ah", "a", "soon"], "hold of account a cannot be read"),
+        (vec!["HSET", "{test}:as", "nobody", "job 1"], "nobody was assigned a job and is gone"),
     ] {
         server.command(&damage);
         let problems = queue.broker.verify(false).await.unwrap();

@@ -144,7 +144,11 @@ async fn work(slots: u32) {
         name: name("w"),
         connector_name: name("bench"),
         slots,
-        registration: Registration { worker: format!("m{life}/w"), incarnation: format!("{life}-{}", now_ns()) },
+        registration: Registration {
+            worker: format!("m{life}/w"),
+            incarnation: format!("{life}-{}", now_ns()),
+            assignable: true,
+        },
         capabilities: capabilities(if classes > 1 {
             (0..classes).map(|n| format!("m{n}")).collect()
         } else {
@@ -268,7 +272,11 @@ async fn scale(count: usize) {
     let models = |n: usize| -> BTreeSet<String> {
         (0..1_000).filter(|m| ((m * 2_654_435_761usize) >> (n % 16)) & 1 == 1 || m % 64 == n).map(model).collect()
     };
-    let who = |n: usize| Registration { worker: format!("m{n}/w"), incarnation: format!("{n}-{}", now_ns()) };
+    let who = |n: usize| Registration {
+        worker: format!("m{n}/w"),
+        incarnation: format!("{n}-{}", now_ns()),
+        assignable: false,
+    };
     let workers: Vec<Registration> = (0..64).map(who).collect();
     let mut slow = SlowLog::start().await;
     if let Some(slow) = &mut slow {
@@ -340,9 +348,14 @@ fn main() {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(2).build().unwrap();
     let number = |text: &str| text.parse::<usize>().unwrap();
+    // On a thread of the runtime, as what serves a request is in the engine.
+    let produce = |mode: &str, count, argument| {
+        let mode = mode.to_owned();
+        runtime.block_on(runtime.spawn(async move { produce(&mode, count, argument).await })).unwrap();
+    };
     match words.as_slice() {
-        [_, "produce", mode, count] => runtime.block_on(produce(mode, number(count), 0)),
-        [_, "produce", mode, count, argument] => runtime.block_on(produce(mode, number(count), number(argument))),
+        [_, "produce", mode, count] => produce(mode, number(count), 0),
+        [_, "produce", mode, count, argument] => produce(mode, number(count), number(argument)),
         [_, "work", slots] => runtime.block_on(work(u32::try_from(number(slots)).unwrap())),
         [_, "scale", count] => runtime.block_on(scale(number(count))),
         _ => eprintln!("produce one|bulk|paced N [ARG] work CONCURRENCY, or scale N; see benches/queues/README.md"),

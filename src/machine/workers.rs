@@ -144,6 +144,7 @@ impl Workers {
             registration: Registration {
                 worker: format!("{}/{}", self.identity.id, worker.name),
                 incarnation: format!("{}-{}-{}", self.incarnation, self.started, worker.name),
+                assignable: true,
             },
             capabilities: capabilities.clone(),
             broker: Arc::clone(&self.broker),

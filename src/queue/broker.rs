@@ -64,6 +64,9 @@ pub struct Registration {
     pub worker: String,
     /// Unique per life of the process.
     pub incarnation: String,
+    /// While it is idle, a job may be assigned to it at its submission, rather than it be told to claim: for whoever claims as soon
+    /// as [`Broker::wait`] returns, and says so with [`Broker::rest`] when it does not.
+    pub assignable: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -196,6 +199,10 @@ pub trait Broker: Send + Sync + 'static {
     /// The best jobs that the worker may run: highest priority first, then in the order of submission. Empty when there
     /// is none now. [`BrokerError::Held`] where its account lets it claim none.
     async fn claim(&self, request: &ClaimRequest) -> Result<Vec<Claim>, BrokerError>;
+
+    /// The worker will not claim for now, though it may be idle: it is told of no job until it claims again, and assigned none; one
+    /// that it was is released.
+    async fn rest(&self, registration: &Registration) -> Result<(), BrokerError>;
 
     /// Whether the worker's last claim left nothing for it: it need not claim before [`Self::wait`] returns, or what it can
     /// do changes.

@@ -22,8 +22,13 @@ pub(super) trait Store: Send + Sync + 'static {
     /// The ids of jobs, a page at a time; `None` begins, and ends.
     async fn job_ids(&self, cursor: Option<String>) -> Result<(Vec<String>, Option<String>), BrokerError>;
 
-    /// What this process's own channel is called.
+    /// What this process's own channel is called. It listens on the one [`assigning`] as well.
     fn own_channel(&self) -> &str;
+}
+
+/// The channel, beside a process's own, of its workers that jobs may be assigned to: the name says so to the functions.
+pub(super) fn assigning(own: &str) -> String {
+    format!("{own}:a")
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -243,6 +243,7 @@ impl Shared {
                 *lock(&self.circuit) = Circuit::default();
                 lock(&self.abilities).is_gone();
                 self.set_state(WorkerState::Waiting, Some(why));
+                self.rest().await;
                 self.pause(Duration::MAX, &mut ready).await;
                 continue;
             }
@@ -254,6 +255,8 @@ impl Shared {
             }
             let connector = Arc::clone(&lock(&self.connector));
             if checked.is_none_or(|at| at.elapsed() >= CHECK_HOLDING) {
+                // The answer may take its time, and be no.
+                self.rest().await;
                 let outcome = AssertUnwindSafe(connector.check()).catch_unwind().await;
                 if let Err(failure) = outcome.unwrap_or_else(|_| Err(panicked("the check"))) {
                     checked = None;
@@ -294,6 +297,7 @@ impl Shared {
             }
             if free == 0 {
                 self.set_state(WorkerState::Active, None);
+                self.rest().await;
                 let until_asked = lock(&self.abilities).wait(Instant::now());
                 self.pause(until_asked, &mut ready).await;
                 continue;
@@ -303,6 +307,7 @@ impl Shared {
                 Ok(limit) => limit,
                 Err(shut) => {
                     self.set_state(WorkerState::NotReady, Some(shut.why));
+                    self.rest().await;
                     self.pause(shut.wait.unwrap_or(Duration::MAX), &mut ready).await;
                     continue;
                 }
@@ -418,6 +423,7 @@ impl Shared {
             jobs.spawn(async move { stopped.run_until_cancelled(answered).await });
             return true;
         }
+        self.rest().await;
         let mut drain = self.drain.subscribe();
         let slow = async {
             tokio::time::sleep(ANSWER_SOON).await;
@@ -492,9 +498,18 @@ impl Shared {
         }
     }
 
+    /// It does not claim for now: no job is to wait for this worker meanwhile.
+    async fn rest(&self) {
+        // Where the queue cannot be told, it finds out with the next heartbeats that nobody has begun what this worker was assigned.
+        if let Err(cause) = self.config.broker.rest(&self.config.registration).await {
+            tracing::debug!(worker = %self.config.name, "the queue was not told that it rests: {cause}");
+        }
+    }
+
     /// Waits for the running jobs, at the deadline stops them, and takes leave.
     async fn finish(&self, registered: bool) {
         self.set_state(WorkerState::Draining, None);
+        self.rest().await;
         let mut drain = self.drain.subscribe();
         while !lock(&self.running).is_empty() {
             let deadline = drain.borrow_and_update().unwrap_or_else(Instant::now);

@@ -5,6 +5,7 @@ pub mod backend;
 pub mod gpu;
 pub mod http;
 pub mod machine;
+pub mod proxy;
 pub mod redis;
 pub mod s3;
 pub mod script;

@@ -3,6 +3,7 @@
 //! What the functions cannot do is done here: validation, matching (once per class and profile, never per job), the
 //! decision what a failed attempt leads to, and everything that takes more than one step.
 
+mod assigned;
 mod backlog;
 mod batch;
 mod codec;
@@ -21,6 +22,7 @@ use metrics::{counter, gauge, histogram};
 use serde_json::{Value, json};
 use tokio::sync::{Notify, broadcast, watch};
 
+use self::assigned::Assigned;
 use self::batch::Batcher;
 use self::codec::Stored;
 use self::due::Due;
@@ -29,7 +31,7 @@ use self::roster::Roster;
 use super::lifecycle::{Avoid, Target, Transition};
 use super::matching::{Class, ClassId};
 use super::model::plain;
-use super::store::{Message, Reply, Store};
+use super::store::{Message, Reply, Store, assigning};
 use super::validate::refuse;
 use super::{
     AccountStatus, Backlog, Broker, BrokerError, Claim, ClaimRequest, ClassStatus, Explanation, Failure, FailureClass,
@@ -96,10 +98,24 @@ struct Shared {
 }
 
 struct Known {
+    registration: Registration,
     wake: Arc<Notify>,
     capabilities: Capabilities,
     /// Registered as idle, it may be: by its last claim, or by one whose answer is not there.
     idle: bool,
+    assigned: Assigned,
+}
+
+impl Known {
+    /// The job was assigned to it with this claim; the message may be one that no function wrote.
+    fn take_in(&mut self, words: &[&str; 4]) -> Result<()> {
+        let [now, fence, id, raw] = words;
+        let fence = fence.parse().map_err(|cause| BrokerError::damaged(&cause))?;
+        if !self.assigned.is_known(fence) {
+            self.assigned.arrived(claimed(id, fence, raw, Reply::Nil, &self.registration, codec::time(now)?)?);
+        }
+        Ok(())
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -566,6 +582,7 @@ async fn listen(
     shared: Weak<Shared>,
     cancellations: broadcast::Sender<JobId>,
 ) {
+    let assigns = assigning(&own);
     loop {
         let message = match messages.recv().await {
             Ok(message) => message,
@@ -575,15 +592,26 @@ async fn listen(
         };
         let Some(shared) = shared.upgrade() else { return };
         match message {
-            Message::Published { channel, text } if channel == own => match text.split_once(' ') {
-                Some(("w", incarnation)) => {
-                    if let Some(known) = lock(&shared.workers).get(incarnation) {
-                        known.wake.notify_one();
+            Message::Published { channel, text } if channel == own || channel == assigns => {
+                match text.split_once(' ') {
+                    Some(("w", incarnation)) => {
+                        if let Some(known) = lock(&shared.workers).get(incarnation) {
+                            known.wake.notify_one();
+                        }
                     }
+                    Some(("a", job)) => {
+                        let mut words = job.splitn(5, ' ');
+                        let mut word = || words.next().unwrap_or_default();
+                        if let Some(known) = lock(&shared.workers).get_mut(word()) {
+                            // One that cannot be read comes again with the next claim, which deals with it.
+                            let _ = known.take_in(&[word(), word(), word(), word()]);
+                            known.wake.notify_one();
+                        }
+                    }
+                    Some(("c", id)) => drop(JobId::new(id).map(|id| cancellations.send(id))),
+                    _ => {}
                 }
-                Some(("c", id)) => drop(JobId::new(id).map(|id| cancellations.send(id))),
-                _ => {}
-            },
+            }
             Message::Published { channel, text } if channel == "due" => {
                 if shared.due.published(&text) {
                     shared.keep.notify_one();
@@ -660,10 +688,14 @@ impl Broker for Client {
     async fn register(&self, registration: &Registration, capabilities: &Capabilities) -> Result<()> {
         {
             let mut workers = lock(&self.shared.workers);
-            let known = workers.get(&registration.incarnation);
-            let (wake, idle) = known.map_or_else(Default::default, |known| (Arc::clone(&known.wake), known.idle));
-            let known = Known { wake, capabilities: capabilities.clone(), idle };
-            workers.insert(registration.incarnation.clone(), known);
+            let known = workers.entry(registration.incarnation.clone()).or_insert_with(|| Known {
+                registration: registration.clone(),
+                wake: Arc::default(),
+                capabilities: capabilities.clone(),
+                idle: false,
+                assigned: Assigned::default(),
+            });
+            known.capabilities = capabilities.clone();
         }
         self.add_worker(registration, capabilities).await
     }
@@ -676,14 +708,20 @@ impl Broker for Client {
     async fn claim(&self, request: &ClaimRequest) -> Result<Vec<Claim>> {
         let incarnation = &request.registration.incarnation;
         let not_registered = || BrokerError::NotRegistered(request.registration.worker.clone());
-        let (was_idle, capabilities, account) = {
+        let (was_idle, capabilities, account, latest) = {
             let mut workers = lock(&self.shared.workers);
             let known = workers.get_mut(incarnation).ok_or_else(not_registered)?;
+            if let Some(claim) = known.assigned.take() {
+                known.idle = false;
+                return Ok(vec![claim]);
+            }
             let capabilities = (!request.loaded.is_empty()).then(|| known.capabilities.clone());
-            (std::mem::replace(&mut known.idle, true), capabilities, known.capabilities.account.clone())
+            let was_idle = std::mem::replace(&mut known.idle, true) || known.assigned.is_unsaid();
+            (was_idle, capabilities, known.capabilities.account.clone(), known.assigned.latest())
         };
-        let limit = request.limit.clamp(1, 1_000);
-        let mut arguments = vec![incarnation.clone(), limit.to_string(), if was_idle { "1" } else { "0" }.to_owned()];
+        let limit = request.limit.clamp(1, 1_000).to_string();
+        let was_idle = if was_idle { "1" } else { "0" }.to_owned();
+        let mut arguments = vec![incarnation.clone(), limit, was_idle, latest.to_string()];
         if let Some(capabilities) = capabilities {
             arguments.extend(self.warm_classes(&request.loaded, &capabilities).await?);
         }
@@ -697,9 +735,17 @@ impl Broker for Client {
             let (now, due, then) = (codec::time(&part().text()?)?, part().text()?, part().number::<u8>()?);
             self.shared.due.told(now, &due);
             let mut fence = part().number::<u64>()?;
-            let (jobs, of_account) = (part().list()?, part().texts()?);
-            let trial = of_account.first().is_some_and(|said| said == "trial");
-            if let ([said, until, why], Some(account)) = (of_account.as_slice(), &account)
+            let (jobs, also) = (part().list()?, part().texts()?);
+            let says = |what: &str| also.first().is_some_and(|said| said == what);
+            let trial = says("trial");
+            let begun = lock(&self.shared.workers).get_mut(incarnation).is_some_and(|known| {
+                known.assigned.said(latest);
+                says("assigned") && !known.assigned.answered(fence + 1)
+            });
+            if begun {
+                continue;
+            }
+            if let ([said, until, why], Some(account)) = (also.as_slice(), &account)
                 && said == "held"
             {
                 return Err(BrokerError::Held {
@@ -733,6 +779,38 @@ impl Broker for Client {
         }
     }
 
+    async fn rest(&self, registration: &Registration) -> Result<()> {
+        let incarnation = &registration.incarnation;
+        let (waiting, latest) = {
+            let mut workers = lock(&self.shared.workers);
+            let Some(known) = workers.get_mut(incarnation) else { return Ok(()) };
+            let waiting = known.assigned.take();
+            if waiting.is_none() && !known.idle && !known.assigned.is_unsaid() {
+                return Ok(());
+            }
+            (waiting.map(|claim| claim.token), known.assigned.latest())
+        };
+        let missed = self.store.call("rest", vec![incarnation.clone(), latest.to_string()]).await?.texts()?;
+        let mut unwanted: Vec<Token> = waiting.into_iter().collect();
+        if let Some(known) = lock(&self.shared.workers).get_mut(incarnation) {
+            known.idle = false;
+            known.assigned.said(latest);
+            if let [id, fence] = missed.as_slice()
+                && let (Ok(job), Ok(claim)) = (JobId::new(id), fence.parse())
+                && known.assigned.answered(claim)
+            {
+                unwanted.push(Token { job, claim });
+            }
+        }
+        for token in unwanted {
+            match self.release(&token, "its worker was not ready for it").await {
+                Ok(()) | Err(BrokerError::StaleToken(_) | BrokerError::UnknownJob(_)) => {}
+                Err(cause) => return Err(cause),
+            }
+        }
+        Ok(())
+    }
+
     fn is_idle(&self, registration: &Registration) -> bool {
         lock(&self.shared.workers).get(&registration.incarnation).is_some_and(|known| known.idle)
     }
@@ -755,6 +833,9 @@ impl Broker for Client {
             return Err(BrokerError::NotRegistered(registration.worker.clone()));
         }
         for token in extra {
+            if let Some(known) = lock(&self.shared.workers).get_mut(&registration.incarnation) {
+                known.assigned.lost(&token);
+            }
             let _ = self.release(&token, "the answer to its claim was lost").await;
         }
         Ok(reply)

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 use super::{Client, SCAN_LONG, SCAN_PAGE, codec};
 use crate::base::Name;
 use crate::queue::matching::{Class, ClassId, short_hash};
+use crate::queue::store::assigning;
 use crate::queue::{BrokerError, Registration};
 use crate::spec::Capabilities;
 
@@ -112,7 +113,7 @@ impl Client {
         let arguments = vec![
             who.incarnation.clone(),
             who.worker.clone(),
-            self.store.own_channel().to_owned(),
+            if who.assignable { assigning(self.store.own_channel()) } else { self.store.own_channel().to_owned() },
             profile.clone(),
             shared_text,
             full,

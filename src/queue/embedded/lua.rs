@@ -142,7 +142,8 @@ fn run(lua: &Lua, data: &mut Data, name: &str, words: Arguments) -> mlua::Result
         }
         "PUBLISH" => {
             data.published.push((Text::clone(word(0)?), Text::clone(word(1)?)));
-            truth(false)
+            // Whoever works with this queue listens.
+            truth(true)
         }
         "GET" => optional(data.text(word(0)?)),
         "GETRANGE" => {

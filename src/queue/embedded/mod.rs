@@ -24,7 +24,7 @@ use tokio::sync::{broadcast, oneshot};
 use self::data::Data;
 use self::lua::Functions;
 use super::BrokerError;
-use super::store::{Message, Reply, Store};
+use super::store::{Message, Reply, Store, assigning};
 use crate::base::lock_file;
 
 const SCHEMA: &str = include_str!("schema.sql");
@@ -63,7 +63,7 @@ impl EmbeddedStore {
 
         let (sender, receiver) = mpsc::channel();
         let (messages, _) = broadcast::channel(4_096);
-        let always = [OWN_CHANNEL, "due", "wake"].map(str::to_owned);
+        let always = [OWN_CHANNEL.to_owned(), assigning(OWN_CHANNEL), "due".to_owned(), "wake".to_owned()];
         let subscribed = Arc::new(Mutex::new(HashSet::from(always)));
         let (passed_on, filter) = (messages.clone(), Arc::clone(&subscribed));
         std::thread::Builder::new()

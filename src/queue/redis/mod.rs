@@ -19,7 +19,7 @@ use tokio::sync::{Notify, broadcast, mpsc, watch};
 
 use super::BrokerError;
 use super::matching::short_hash;
-use super::store::{FUNCTIONS, Message, Reply, Store};
+use super::store::{FUNCTIONS, Message, Reply, Store, assigning};
 use crate::base::{Backoff, Seconds};
 use crate::settings::{RedisAddress, RedisNodes};
 
@@ -176,7 +176,8 @@ impl Shared {
         check(&mut connection).await?;
         let text = |cause: RedisError| cause.to_string();
         self.load_functions(&mut connection).await.map_err(text)?;
-        let mut channels: Vec<String> = [&self.own, "due", "wake"].map(|name| self.channel(name)).to_vec();
+        let always = [&self.own, &assigning(&self.own), "due", "wake"];
+        let mut channels: Vec<String> = always.map(|name| self.channel(name)).to_vec();
         let watched = self.subscribed.lock().unwrap_or_else(PoisonError::into_inner).clone();
         channels.extend(watched.iter().map(|name| self.channel(name)));
         connection.subscribe(channels).await.map_err(text)?;

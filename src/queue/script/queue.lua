@@ -20,12 +20,13 @@
 --   cls class -> definition; cs class -> scopes; cn class -> live jobs; cz classes without jobs, since when
 --   s:<class> profiles that match; lane class -> lane; lanes lane -> classes; lp:<lane> profiles; pl:<profile> lanes
 --   pc:<profile> classes; profiles profile -> capabilities; pd complete profiles; pn live workers; pz unused, since when
---   W incarnation -> end of lease; I incarnation -> "worker profile [account] channel"; N worker -> incarnation; workers -> JSON
+--   W incarnation -> end of lease; I incarnation -> "worker profile [account] channel", which ends in :a where jobs may be assigned; N worker -> incarnation; workers -> JSON
 --   i:<incarnation> its jobs; R id -> "fence claimed incarnation worker class flags scopes", with the flag h when there are
 --     events of the job, and the class's scopes, for which it counts until it ends; r id -> deadline, where it has run for a heartbeat; fz last fence: at least the microseconds since 1970,
 --     so that a server which lost its memory gives none out twice
 --   d zset of delayed jobs by due time; av when jobs leave the class that avoids a worker; b blocked; f:f f:x finished
 --   z:<profile> idle incarnations; zp profiles with idle ones; np number of pending jobs; ep epoch of profiles
+--   as incarnation -> "id fence" of the last job that it was assigned, until it says that it has it
 --   lim scope -> "max rate burst paused"; run scope -> running; tb token buckets; pk:<scope> parked classes; pb; ut
 --   al the same as lim of accounts, which hold back who claims and not what waits; ah account -> "until pauses id fence why"
 --     of holds; hw:<account> incarnations that wait for it, since when; ha accounts that somebody waits for; aa all accounts
@@ -51,6 +52,7 @@ local GRACE = 15000 -- the holder stops an attempt at its time; the reaper does 
 local SLACK = 50 -- a loaded model may overtake by so many places
 local UNPARK = 16 -- so many classes are put back at once, the next so many ms later
 local UNPARK_PAUSE = 10
+local ASSIGNED = 16384 -- bytes of a record that goes with a message
 local REMEMBERED = 86400000 -- ms for which a machine that is gone is listed
 local HOLD_REMEMBERED = 3600000 -- and for which the hold of an account that nobody has any more is known after its end
 
@@ -617,6 +619,68 @@ local function next_due()
   return first or ''
 end
 
+-- What begins ------------------------------------------------------------------------------------------------------
+
+-- The entry in R of a job; by: what those of one claim have in common.
+local function held_by(now, inc, worker) return ' ' .. num(now) .. ' ' .. inc .. ' ' .. worker .. ' ' end
+local function entry(fence, by, cid, flags, scopes) return fence .. by .. cid .. ' ' .. flags .. ' ' .. scopes end
+
+-- The fence before the first of n jobs.
+local function fences(n, now)
+  local before = call('INCRBY', P .. 'fz', n) - n
+  if before < now * 1000 then
+    -- Ahead of whatever was given out by a server that this one does not remember.
+    before = now * 1000
+    call('SET', P .. 'fz', num(before + n))
+  end
+  return before
+end
+
+-- Fair queueing has come to the tag.
+local function come_to(base, tag)
+  if tag > tonumber(call('HGET', P .. 'vt', base) or 0) then call('HSET', P .. 'vt', base, num(tag)) end
+end
+
+-- Begins a job that is being submitted, where somebody is idle who can run it, and nothing that waits goes before it: the
+-- message that would wake the worker brings the job, a round trip sooner than a claim. Answers whether that was done.
+local function assign(job, now)
+  local cid, scopes = job.cid, job.scopes
+  if #job.record > ASSIGNED or find(scopes, 'affinity:', 1, true) then return false end
+  local others = call('EXISTS', P .. 'H', P .. 'pb', P .. 'lim', P .. 'd', P .. 'av', P .. 'ut', P .. 'wt') > 0
+  if others then promote(now, CLAIM_DUE) end
+  local lane = call('HGET', P .. 'lane', cid)
+  local pid = lane and call('SINTER', P .. 'lp:' .. lane, P .. 'zp')[1]
+  local inc = pid and call('ZRANGE', P .. 'z:' .. pid, 0, 0)[1]
+  local info = inc and call('HGET', P .. 'I', inc)
+  local worker, profile, channel = match(info or '', '^(%S+) (%S+) (%S+:a)$')
+  if not channel or tonumber(call('ZSCORE', P .. 'W', inc) or 0) <= now then return false end
+  local limited = others and call('HLEN', P .. 'lim') > 0
+  if others then
+    if call('HGET', P .. 'pb', cid) or best(profile) or best('w:' .. worker) then return false end
+    for scope in string.gmatch(limited and scopes or '', '%S+') do if room_of(scope, now) < 1 then return false end end
+  end
+  -- Whoever was told of a job is idle no more, although another list of idle workers may still name it.
+  if call('ZREM', P .. 'z:' .. profile, inc) == 0 then return false end
+  local fence = num(fences(1, now) + 1)
+  local text = 'a ' .. inc .. ' ' .. num(now) .. ' ' .. fence .. ' ' .. job.id .. ' ' .. job.record
+  -- Nobody hears of it where the connection has just ended.
+  if call('PUBLISH', P .. channel, text) == 0 then return false end
+  call('HSET', P .. 'as', inc, job.id .. ' ' .. fence)
+  call('HSET', P .. 'R', job.id, entry(fence, held_by(now, inc, worker), cid, job.flags, scopes))
+  call('SADD', P .. 'i:' .. inc, job.id)
+  if limited then for scope in string.gmatch(scopes, '%S+') do spend(scope, 1, now) end end
+  running({ [scopes] = 1 }, now)
+  if job.turn then
+    -- It is after all that were claimed.
+    call('HSET', P .. 'vt', job.base, num(job.turn))
+  else
+    local level = math.floor(job.score / LEVEL)
+    come_to(num(level + USUAL), job.score - level * LEVEL)
+  end
+  if others and call('EXISTS', P .. 'wt') == 1 then call('PUBLISH', P .. 'e:' .. job.id, 'claimed') end
+  return true
+end
+
 -- Functions --------------------------------------------------------------------------------------------------------
 
 local F, reads = {}, {}
@@ -630,8 +694,11 @@ function F.submit(a)
     i = i + 1
   end
   local known = call('HMGET', P .. 'cs', unpack(wanted))
-  local missing = {}
-  for n, cid in ipairs(wanted) do if not known[n] then missing[#missing + 1] = cid end end
+  local missing, scopes = {}, {}
+  for n, cid in ipairs(wanted) do
+    scopes[cid] = known[n]
+    if not known[n] then missing[#missing + 1] = cid end
+  end
   if #missing > 0 then return { 'NOCLASS', missing } end
   i = i + 1
   local first = i
@@ -649,16 +716,15 @@ function F.submit(a)
   end
   i = first
   local stamp = base36(now)
-  local out, vt, ft, touched, count, pending = {}, {}, {}, {}, {}, 0
+  local out, vt, ft, touched, count, pending, last = {}, {}, {}, {}, {}, 0, nil
   local instead = {} -- id that was given -> the job that there was
   while a[i] do
     local id, base, customer, cid, timeout, flags = a[i], a[i + 1], a[i + 2], a[i + 3], a[i + 4], a[i + 5]
     local due, idem, unique, flow, policy, deps = tonumber(a[i + 6]), a[i + 7], a[i + 8], a[i + 9], a[i + 10], tonumber(a[i + 11])
     local json = a[i + 12 + deps]
     local duplicate = idem ~= '' and call('HGET', P .. 'ik', idem) or unique ~= '' and call('HGET', P .. 'uq', unique)
-    local score
+    local score, record, who, turn
     if not duplicate then
-      local who, turn
       score = flow ~= '' and call('HGET', P .. 'wf', flow)
       if not score then
         vt[base] = vt[base] or tonumber(call('HGET', P .. 'vt', base) or 0)
@@ -667,7 +733,7 @@ function F.submit(a)
         turn = math.max(last, vt[base]) + 1
         score = num((tonumber(base) - USUAL) * LEVEL + turn)
       end
-      local record = score .. ' ' .. cid .. ' ' .. timeout .. ' ' .. stamp .. ' ' .. flags .. ' ' .. json
+      record = score .. ' ' .. cid .. ' ' .. timeout .. ' ' .. stamp .. ' ' .. flags .. ' ' .. json
       if not call('SET', P .. 'j:' .. id, record, 'NX') then
         duplicate = id
       elseif who then
@@ -727,6 +793,8 @@ function F.submit(a)
         delay(id, due)
       else
         pending = pending + 1
+        last = { id = id, cid = cid, scopes = scopes[cid], score = score, flags = flags, record = record, at = #out + 2 }
+        last.base, last.who, last.turn = base, who, turn
         local jobs = touched[cid] or {}
         touched[cid] = jobs
         jobs[#jobs + 1] = score
@@ -738,14 +806,22 @@ function F.submit(a)
     end
     i = i + 13 + deps
   end
+  local some_idle = idle()
+  local assigned = pending == 1 and some_idle and assign(last, now)
+  if assigned then
+    out[last.at] = 'r'
+    -- All have come as far as its turn.
+    if last.who and ft[last.who] == last.turn then ft[last.who] = nil end
+  end
   for who, tag in pairs(ft) do
     local base, customer = match(who, '^(%S+) (.*)$')
     call('ZADD', P .. 'ft:' .. base, num(tag), customer)
   end
   for cid, n in pairs(count) do if n > 0 then call('HINCRBY', P .. 'cn', cid, n) end end
-  if pending > 0 then call('INCRBY', P .. 'np', pending) end
-  local some_idle = idle()
-  for cid, jobs in pairs(touched) do put(cid, jobs, some_idle) end
+  if not assigned and pending > 0 then
+    call('INCRBY', P .. 'np', pending)
+    for cid, jobs in pairs(touched) do put(cid, jobs, some_idle) end
+  end
   return { 'OK', out }
 end
 
@@ -856,6 +932,7 @@ function F.forget(a)
   local info = call('HGET', P .. 'I', inc)
   call('ZREM', P .. 'W', inc)
   call('HDEL', P .. 'I', inc)
+  call('HDEL', P .. 'as', inc)
   if not info then return 0 end
   local now = now_ms()
   local worker, pid = match(info, '^(%S+) (%S+)')
@@ -936,10 +1013,23 @@ local function take_from(lane, score, n, ids, of, within)
   return taken
 end
 
--- incarnation limit idle, then the classes whose model it has loaded. Answers with the time, when something is due, what is to
+-- The worker is idle no more. Answers with the id and fence of a job that it was assigned meanwhile and does not know of, if
+-- there is one; knows: the fence of the last that it does.
+local function leave_idle(inc, worker, pid, knows)
+  call('ZREM', P .. 'z:w:' .. worker, inc)
+  -- Whoever was told of a job, or got one, was taken out by that.
+  if call('ZREM', P .. 'z:' .. pid, inc) == 1 then return nil end
+  local id, fence = match(call('HGET', P .. 'as', inc) or '', '^(%S+) (%S+)$')
+  if not id then return nil end
+  call('HDEL', P .. 'as', inc)
+  local run = fence ~= knows and call('HGET', P .. 'R', id)
+  if run and match(run, '^%S+') == fence then return id, fence end
+end
+
+-- incarnation limit idle assigned (the fence of the last job that it was assigned), then the classes whose model it has loaded. Answers with the time, when something is due, what is to
 -- be done (1 ask again, 2 wait: it is idle now, and is woken), the fence before the first job's, each job having the next, and per
--- job id, record, and what changed since ("" for nothing); then what is to say of its account: held, until when ("" for nobody
--- knows) and why ("" for its limit); or trial
+-- job id, record, and what changed since ("" for nothing); then what else is to say: of its account held, until when ("" for nobody
+-- knows) and why ("" for its limit), or trial; or assigned, of a job that it was assigned before
 function F.claim(a)
   local now = now_ms()
   local inc, n = a[1], math.min(tonumber(a[2]), CLAIM)
@@ -949,8 +1039,11 @@ function F.claim(a)
   local worker, pid = match(info, '^(%S+) (%S+)')
   local personal = 'w:' .. worker
   if a[3] == '1' then
-    call('ZREM', P .. 'z:' .. pid, inc)
-    call('ZREM', P .. 'z:' .. personal, inc)
+    local id, fence = leave_idle(inc, worker, pid, a[4])
+    if id then
+      local job = { id, call('GET', P .. 'j:' .. id) or '', '' }
+      return { 'OK', num(now), next_due(), 1, num(tonumber(fence) - 1), job, { 'assigned' } }
+    end
   end
   local account, room, trial = account_of(info), math.huge, nil
   if account then
@@ -972,7 +1065,7 @@ function F.claim(a)
   end
   local limited = call('HLEN', P .. 'lim') > 0
   local warm = {}
-  for i = 4, #a do warm[a[i]] = true end
+  for i = 5, #a do warm[a[i]] = true end
   local ids, of, within, parks, again = {}, {}, {}, 0, 0
   while n > 0 do
     local lane, score = best(pid)
@@ -980,7 +1073,7 @@ function F.claim(a)
     if other and (not lane or other_score < score) then lane, score = other, other_score end
     local cid, first, waits
     -- A class whose model is loaded may go first, within the slack.
-    for i = 4, #a do
+    for i = 5, #a do
       local h = call('ZRANGE', P .. 'c:' .. a[i], 0, 0, 'WITHSCORES')
       local parked = h[1] and call('HGET', P .. 'pb', a[i])
       if h[1] and (not parked or sub(parked, 1, 9) == 'affinity:') then
@@ -1061,15 +1154,10 @@ function F.claim(a)
     end
     local raws = call('MGET', unpack(keys))
     local changed = call('EXISTS', P .. 'ch') == 1 and call('SMISMEMBER', P .. 'ch', unpack(ids))
-    fence = call('INCRBY', P .. 'fz', #ids) - #ids
-    if fence < now * 1000 then
-      -- Ahead of whatever was given out by a server that this one does not remember.
-      fence = now * 1000
-      call('SET', P .. 'fz', num(fence + #ids))
-    end
+    fence = fences(#ids, now)
     local R, held, tags = {}, {}, {}
     local level, low = 0, 0 -- of the job before
-    local mine = ' ' .. num(now) .. ' ' .. inc .. ' ' .. worker .. ' '
+    local by = held_by(now, inc, worker)
     for i, id in ipairs(ids) do
       local raw = raws[i]
       local score, flags = match(raw or '', '^(%S+) %S+ %S+ %S+ (%S+) ')
@@ -1083,7 +1171,7 @@ function F.claim(a)
         local h = #held + 1
         held[h] = id
         R[2 * h - 1] = id
-        R[2 * h] = num(fence + i) .. mine .. of[i] .. ' ' .. flags .. ' ' .. within[i]
+        R[2 * h] = entry(num(fence + i), by, of[i], flags, within[i])
         local tag = tonumber(score) - low
         if tag < 0 or tag >= LEVEL then
           level = math.floor((tag + low) / LEVEL)
@@ -1112,10 +1200,7 @@ function F.claim(a)
         on_trial = 'trial'
       end
     end
-    for level, tag in pairs(tags) do
-      local base = num(level + USUAL)
-      if tag > tonumber(call('HGET', P .. 'vt', base) or 0) then call('HSET', P .. 'vt', base, num(tag)) end
-    end
+    for level, tag in pairs(tags) do come_to(num(level + USUAL), tag) end
   end
   if n > 0 and again == 0 then
     call('ZADD', P .. 'z:' .. pid, num(now), inc)
@@ -1129,6 +1214,16 @@ function F.claim(a)
   -- There may be room for one more of those who wait, or a time at which there is.
   if account and call('EXISTS', P .. 'hw:' .. account) == 1 then open_account(account, now, 1) end
   return { 'OK', num(now), next_due(), again, num(fence), out, { on_trial } }
+end
+
+-- incarnation assigned: it claims nothing for now, and is neither told of jobs nor assigned any. Answers with the id and fence of
+-- one that it was assigned meanwhile.
+function F.rest(a)
+  local info = call('HGET', P .. 'I', a[1])
+  if not info then return {} end
+  local worker, pid = match(info, '^(%S+) (%S+)')
+  local id, fence = leave_idle(a[1], worker, pid, a[2])
+  return id and { id, fence } or {}
 end
 
 -- per job: id fence result
@@ -1351,8 +1446,7 @@ local function adopt(inc, id, fence, now)
   local worker = match(info, '^%S+')
   if call('SREM', P .. 'ch', id) == 1 then flags = flags .. 'h' end
   local scopes = call('HGET', P .. 'cs', cid) or ''
-  local run = fence .. ' ' .. num(now) .. ' ' .. inc .. ' ' .. worker .. ' ' .. cid .. ' ' .. flags .. ' ' .. scopes
-  call('HSET', P .. 'R', id, run)
+  call('HSET', P .. 'R', id, entry(fence, held_by(now, inc, worker), cid, flags, scopes))
   call('SADD', P .. 'i:' .. inc, id)
   call('ZADD', P .. 'r', num(now + tonumber(timeout)), id)
   running({ [scopes] = 1 }, now)
@@ -2157,14 +2251,16 @@ function F.audit_running(a)
   return problems
 end
 
--- repair: the counts of workers that have each account, and of jobs that run with it, are right.
+-- repair: the counts of workers that have each account, and of jobs that run with it, are right; nothing is kept of who is gone.
 function F.audit_accounts(a)
-  local repair, problems, runs, has = a[1] == '1', {}, {}, {}
+  local repair, problems, runs, has, gone = a[1] == '1', {}, {}, {}, {}
+  for _, inc in ipairs(call('HKEYS', P .. 'as')) do gone[inc] = true end
   for _, account in ipairs(call('SMEMBERS', P .. 'aa')) do runs[account] = 0 end
   for _, account in ipairs(call('HKEYS', P .. 'an')) do runs[account] = 0 end
   local all = call('HGETALL', P .. 'I')
   for i = 1, #all, 2 do
     local account = account_of(all[i + 1])
+    gone[all[i]] = nil
     if account then
       runs[account] = (runs[account] or 0) + call('SCARD', P .. 'i:' .. all[i])
       has[account] = (has[account] or 0) + 1
@@ -2186,6 +2282,10 @@ function F.audit_accounts(a)
       problems[#problems + 1] = 'account ' .. account .. ' is waited for, and those who wait might not be told'
       if repair then call('SADD', P .. 'ha', account) end
     end
+  end
+  for inc in pairs(gone) do
+    problems[#problems + 1] = inc .. ' was assigned a job and is gone'
+    if repair then call('HDEL', P .. 'as', inc) end
   end
   return problems
 end

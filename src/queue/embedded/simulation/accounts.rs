@@ -134,6 +134,8 @@ impl Simulation {
         let published = std::mem::take(&mut *self.published.borrow_mut());
         let told = published.iter().filter_map(|(_, text)| text.strip_prefix("w ").map(str::to_owned));
         self.model.accounts.told.extend(told);
+        let assigned = published.iter().filter(|(_, text)| text.starts_with("a ")).count();
+        assert_eq!(assigned, 0, "assigned by what was no submission");
     }
 
     /// Whoever keeps the queue forgets holds that are long over, of accounts that nobody has, and in no order.

@@ -22,7 +22,7 @@ impl Simulation {
 
     fn claim_plain(&self, worker: usize) -> Vec<(String, String)> {
         let incarnation = self.model.workers[worker].incarnation.clone().unwrap();
-        let mut answer = self.words("claim", &[&incarnation, "9", "0"]).list().unwrap();
+        let mut answer = self.words("claim", &[&incarnation, "9", "0", "0"]).list().unwrap();
         Self::claims(&mut answer)
     }
 

@@ -24,7 +24,7 @@ impl Simulation {
         let worker = self.below(self.model.workers.len());
         let Some(incarnation) = self.model.workers[worker].incarnation.clone() else {
             let gone = format!("i{worker}-{}", self.model.workers[worker].lives);
-            assert_eq!(self.words("claim", &[&gone, "1", "0"]).texts().unwrap(), ["NOWORKER"]);
+            assert_eq!(self.words("claim", &[&gone, "1", "0", "0"]).texts().unwrap(), ["NOWORKER"]);
             return;
         };
         self.few_due();
@@ -33,9 +33,17 @@ impl Simulation {
         let account = self.model.workers[worker].account;
         let gate = account.map(|account| self.gate(account));
         self.asks(&incarnation);
-        let idle = if self.one_in(2) { "1" } else { "0" };
-        let mut words = vec![incarnation, most.to_string(), idle.to_owned()];
+        let idle = if self.may_count_as_idle(worker) || self.one_in(2) { "1" } else { "0" };
+        let mut words = vec![incarnation, most.to_string(), idle.to_owned(), self.heard(worker)];
         words.extend(warm.iter().map(Class::id));
+        if let Some(missed) = self.speak(worker) {
+            let mut answer = self.call("claim", &words).list().unwrap();
+            self.model.promote();
+            assert_eq!(answer.pop().unwrap().texts().unwrap(), ["assigned"]);
+            assert_eq!(answer[3], Reply::Int(1));
+            assert_eq!(Self::claims(&mut answer), [missed]);
+            return;
+        }
         let mut tried = false;
         match gate {
             Some(Gate::Held(until)) => return self.claim_in_vain(&words, until),

@@ -2,11 +2,12 @@
 //! happens to a queue. After every step the model and the queue agree about every job, and every claim is the best there is.
 //!
 //! [`world`] says what kinds of job and worker there are, [`model`] what the queue promises of them ([`turns`], [`limits`], [`accounts`]);
-//! [`submitting`], [`claiming`], [`ending`] and [`living`] take steps on both, [`check`] compares them.
+//! [`submitting`], [`assigning`], [`claiming`], [`ending`] and [`living`] take steps on both, [`check`] compares them.
 //!
 //! `SIMULATION_SCHEDULES` (default 40, of 100 steps each) and `SIMULATION_SEED` (default 1) set how many and which.
 
 mod accounts;
+mod assigning;
 mod cases;
 mod check;
 mod claiming;
@@ -40,6 +41,8 @@ struct Simulation {
     /// The latest claim's number, and how many there were.
     fence: u64,
     claims: u64,
+    /// How many of these came with a submission.
+    assigned: u64,
     steps: usize,
 }
 
@@ -57,6 +60,7 @@ impl Simulation {
             ids: 0,
             fence: 0,
             claims: 0,
+            assigned: 0,
             steps: 0,
         };
         for (worker, abilities) in ABILITIES.into_iter().enumerate() {
@@ -111,7 +115,8 @@ impl Simulation {
 
     fn step(&mut self) {
         self.steps += 1;
-        match self.below(42) {
+        match self.below(43) {
+            42 => self.rest(),
             40 | 41 => self.hold(),
             0..=10 => self.submit(),
             11..=20 => self.claim(),
@@ -173,19 +178,23 @@ fn every_schedule_keeps_every_promise() {
     let setting = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let schedules = setting("SIMULATION_SCHEDULES").unwrap_or(40);
     let first = setting("SIMULATION_SEED").unwrap_or(1);
-    let mut claims = 0;
+    let (mut claims, mut assigned) = (0, 0);
     for seed in first..first + schedules {
         let outcome = std::panic::catch_unwind(|| {
             let mut simulation = Simulation::new(seed);
             for _ in 0..STEPS {
                 simulation.step();
             }
-            simulation.claims
+            (simulation.claims, simulation.assigned)
         });
         let repeat = "cargo nextest run --lib -E 'test(every_schedule_keeps_every_promise)'";
-        claims +=
+        let (more, of_these) =
             outcome.unwrap_or_else(|_| panic!("again with: SIMULATION_SEED={seed} SIMULATION_SCHEDULES=1 {repeat}"));
+        claims += more;
+        assigned += of_these;
     }
-    println!("{} random operations, {claims} claims, each the best", schedules * STEPS as u64);
+    let operations = schedules * STEPS as u64;
+    println!("{operations} random operations, {claims} claims, {assigned} of them at submission, each the best");
     assert!(claims >= schedules * 10, "only {claims} claims: the schedules do too little");
+    assert!(assigned >= schedules / 4, "only {assigned} jobs were assigned: the schedules do too little");
 }

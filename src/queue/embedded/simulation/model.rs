@@ -63,6 +63,10 @@ pub(super) struct Worker {
     pub loaded: bool,
     pub lives: u32,
     pub account: Option<&'static str>,
+    /// The last job that this life was assigned and has not said to know of, and its claim.
+    pub assigned: Option<(String, String)>,
+    /// The claim of the last such that it heard of.
+    pub heard: Option<String>,
 }
 
 #[derive(Default)]
@@ -101,6 +105,10 @@ impl Job {
             State::Running { .. } => 'r',
             State::Over(letter, _) => letter,
         }
+    }
+
+    pub fn runs_as(&self, claim: &str) -> bool {
+        self.fence() == Some(claim)
     }
 
     pub fn fence(&self) -> Option<&str> {

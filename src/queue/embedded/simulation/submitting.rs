@@ -90,7 +90,9 @@ impl Simulation {
 
     pub(super) fn submit(&mut self) {
         let mut orders: Vec<Order> = Vec::new();
-        for _ in 0..=self.below(3) {
+        // One alone may be assigned.
+        let others = if self.one_in(2) { self.below(3) } else { 0 };
+        for _ in 0..=others {
             let order = self.order(&orders);
             orders.push(order);
         }
@@ -99,6 +101,7 @@ impl Simulation {
         words.dedup();
         words.push(String::new());
         words.extend(orders.iter().flat_map(Order::words));
+        let idle = self.ready_to_be_assigned();
         let mut answer = self.call("submit", &words).list().unwrap();
         if answer[0] == Reply::Text("NOCLASS".to_owned()) {
             for id in answer.remove(1).texts().unwrap() {
@@ -122,6 +125,12 @@ impl Simulation {
         let mut instead = BTreeMap::new();
         for order in orders {
             expected.extend(self.take_in(order, &mut instead));
+        }
+        let pending: Vec<usize> =
+            (0..expected.len()).step_by(3).filter(|at| expected[at + 1..at + 3] == ["p", "0"]).collect();
+        if let Some(id) = self.see_assigned(&idle, pending.len()) {
+            assert_eq!(id, expected[pending[0]]);
+            "r".clone_into(&mut expected[pending[0] + 1]);
         }
         assert_eq!(answer.remove(1).texts().unwrap(), expected);
     }
