@@ -120,6 +120,7 @@ conformance! {
     an_inbox_takes_what_plain_clients_push
     finished_jobs_are_kept_as_long_as_they_should
     large_data_lie_in_the_blob_store_as_long_as_their_job
+    many_jobs_of_almost_a_mebibyte_are_run_together
     numbers_are_told_by_service_and_pool_however_many_classes
     a_worker_is_told_what_it_waits_for
     verify_finds_nothing_wrong_after_everything
@@ -1088,6 +1089,93 @@ fn files_of(dir: &Path, name: &str) -> Vec<std::path::PathBuf> {
         }
     }
     found
+}
+
+/// What is not large enough for the blob store may be much together, and Redis ends connections that have too much to take.
+async fn many_jobs_of_almost_a_mebibyte_are_run_together(backend: Backend) {
+    const JOBS: usize = 64;
+    let queue = backend.open();
+    let worker = queue.worker("w").await;
+    if let Some(server) = &queue.server {
+        // No call and no answer has much more than 4 MiB.
+        for (limit, most) in [("client-output-buffer-limit", "normal 8mb 0 0"), ("client-query-buffer-limit", "8mb")] {
+            assert_eq!(server.command(&["CONFIG", "SET", limit, most]).trim(), "OK");
+        }
+    }
+    let (payload, result) = ("x".repeat(1_000_000), "y".repeat(900_000));
+    queue.broker.submit((0..JOBS).map(|_| job(json!({ "payload": payload }))).collect()).await.unwrap();
+    let claims = queue.broker.claim(&up_to(&worker, 64)).await.unwrap();
+    assert_eq!(claims.len(), JOBS);
+    let whole = |text: &Value, of: &str| assert_eq!(text.as_str().map(str::len), Some(of.len()));
+    for claim in &claims {
+        whole(&claim.job.submission.payload, &payload);
+    }
+    for claim in &claims[..8] {
+        queue.broker.partial(&claims[0].token, json!(result)).await.unwrap();
+        queue.broker.save(&claim.token, json!(result)).await.unwrap();
+    }
+    let first = &claims[0].job.id;
+    let (mut after, mut parts) = (0, 0);
+    loop {
+        let events = queue.broker.events(first, after).await.unwrap();
+        let Some(last) = events.last() else { break };
+        after = last.seq;
+        parts += events.iter().filter(|event| event.kind == "partial").count();
+    }
+    assert_eq!(parts, 8);
+    let outcomes = claims.iter().map(|claim| queue.broker.complete(&claim.token, json!(result)));
+    futures_util::future::try_join_all(outcomes).await.unwrap();
+    let (mut cursor, mut seen) = (None, 0);
+    loop {
+        let (jobs, next) = queue.broker.scan(cursor).await.unwrap();
+        seen += jobs.len();
+        for job in jobs {
+            whole(&job.submission.payload, &payload);
+            whole(&job.result.unwrap(), &result);
+        }
+        cursor = next;
+        if cursor.is_none() {
+            break;
+        }
+    }
+    assert_eq!(seen, JOBS);
+}
+
+/// Reports more parts than are kept.
+struct Talkative;
+
+#[async_trait]
+impl Connector for Talkative {
+    async fn check(&self) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    async fn run(&self, _job: Arc<Job>, context: JobContext) -> Result<Value, Failure> {
+        context.sink.partial(json!("x".repeat(2_000_000)));
+        for _ in 0..20 {
+            context.sink.partial(json!("x".repeat(1_000_000)));
+        }
+        context.sink.partial(json!("small"));
+        Ok(Value::Null)
+    }
+}
+
+#[tokio::test]
+async fn parts_of_a_result_are_kept_within_bounds() {
+    let queue = Backend::Embedded.open();
+    queue.start_worker(1, Arc::new(Talkative));
+    let id = queue.submit(json!({})).await;
+    wait_until_async(async || queue.state(&id).await == JobState::Completed).await;
+    let (mut kinds, mut logs, mut after) = (Vec::new(), Vec::new(), 0);
+    loop {
+        let events = queue.broker.events(&id, after).await.unwrap();
+        let Some(last) = events.last() else { break };
+        after = last.seq;
+        logs.extend(events.iter().filter(|event| event.kind == "log").map(|event| event.data["line"].to_string()));
+        kinds.extend(events.into_iter().map(|event| event.kind));
+    }
+    assert_eq!(kinds.iter().filter(|kind| *kind == "partial").count(), 17, "16 of a megabyte and the small one");
+    assert!(logs.len() == 1 && logs[0].contains("with 2000002 bytes is not kept"), "{logs:?}");
 }
 
 #[tokio::test]

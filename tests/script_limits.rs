@@ -50,6 +50,7 @@ async fn no_script_takes_the_engine_down() {
         ("closures(100000)", "no plain data"),
         ("json::stringify(nested(2000))", no_data),
         ("job.save(nested(2000))", no_data),
+        ("let a = []; for i in 0..3 { a.push(text(400000)); } job.save(a)", "bytes as JSON, at most 1048576 are kept"),
         ("let s = \"\"; s.pad(50000, '['); json::parse(s)", "not valid JSON: recursion limit"),
     ] {
         let failure = run(&bench, body, Duration::from_secs(60)).await.expect_err(body);

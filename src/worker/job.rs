@@ -7,7 +7,7 @@ use tokio::task::JoinHandle;
 
 use super::JobSink;
 use crate::base::{Backoff, Name, Seconds, Timestamp};
-use crate::queue::{Broker, BrokerError, Failure, FailureClass, JobState, Progress, Token, Usage};
+use crate::queue::{Broker, BrokerError, Failure, FailureClass, JobState, Progress, Submission, Token, Usage};
 use crate::telemetry::usage;
 
 /// At most so many log lines are kept of one attempt, each of so many bytes at most.
@@ -15,6 +15,9 @@ const MAX_LOG_LINES: usize = 1_000;
 const MAX_LOG_BYTES: usize = 8 * 1024;
 /// Parts that wait to be delivered at most; a connector that is faster loses the rest, the result has it all.
 const MAX_PARTS: usize = 1_000;
+/// Bytes of one part, and of all of an attempt: parts are kept with the job's events.
+const MAX_PART_BYTES: usize = Submission::MAX_INLINE_BYTES;
+const MAX_BYTES_OF_PARTS: usize = 16 * 1024 * 1024;
 /// Progress is delivered at most so often.
 const PROGRESS_EVERY: Duration = Duration::from_millis(200);
 
@@ -44,6 +47,9 @@ struct Reports {
     logs: Vec<String>,
     log_lines: usize,
     parts: Vec<Value>,
+    bytes_of_parts: usize,
+    /// It was said why parts are missing.
+    parts_missing: bool,
     saved: Option<Value>,
     /// Since it was last delivered.
     used: Usage,
@@ -127,8 +133,18 @@ impl JobSink for Sink {
     }
 
     fn partial(&self, value: Value) {
+        let bytes = value.to_string().len();
         let mut reports = self.0.lock();
-        if reports.parts.len() < MAX_PARTS {
+        let in_all = reports.bytes_of_parts + bytes;
+        if bytes > MAX_PART_BYTES || in_all > MAX_BYTES_OF_PARTS {
+            if !std::mem::replace(&mut reports.parts_missing, true) {
+                reports.logs.push(format!(
+                    "a part of the result with {bytes} bytes is not kept, nor others like it: {MAX_PART_BYTES} are the limit of one, \
+                     {MAX_BYTES_OF_PARTS} of all; the result has to have it all"
+                ));
+            }
+        } else if reports.parts.len() < MAX_PARTS {
+            reports.bytes_of_parts = in_all;
             reports.parts.push(value);
         }
         drop(reports);

@@ -3,31 +3,53 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::CALL_BYTES;
+
 use crate::queue::BrokerError;
 
 type Waiting<I, O> = (I, oneshot::Sender<Result<O, BrokerError>>);
 
-/// Makes one call of what many ask for: whatever came while the last call was under way goes with the next.
+/// Makes one call of what many ask for: whatever came while the last call was under way goes with the next, as far as there is room.
 pub(super) struct Batcher<I, O>(mpsc::UnboundedSender<Waiting<I, O>>);
 
 impl<I: Send + 'static, O: Send + 'static> Batcher<I, O> {
-    /// `call` answers each item, in order. The first item waits `linger` for others to join it.
-    pub fn start<F>(most: usize, linger: Duration, call: impl Fn(Vec<I>) -> F + Send + Sync + 'static) -> Self
+    /// `call` answers each item, in order. The first item waits `linger` for others to join it: at most `most`, and together
+    /// no more bytes than [`CALL_BYTES`].
+    pub fn start<F>(
+        most: usize,
+        linger: Duration,
+        bytes: impl Fn(&I) -> usize + Send + 'static,
+        call: impl Fn(Vec<I>) -> F + Send + Sync + 'static,
+    ) -> Self
     where
         F: Future<Output = Result<Vec<O>, BrokerError>> + Send,
     {
         let (sender, mut receiver) = mpsc::unbounded_channel::<Waiting<I, O>>();
         tokio::spawn(async move {
-            while let Some(first) = receiver.recv().await {
+            let mut left = None;
+            loop {
+                let first = match left.take() {
+                    Some(first) => first,
+                    None => match receiver.recv().await {
+                        Some(first) => first,
+                        None => return,
+                    },
+                };
                 if linger.is_zero() {
                     // Whoever can run now may have something to ask as well.
                     tokio::task::yield_now().await;
                 } else {
                     tokio::time::sleep(linger).await;
                 }
+                let mut room = CALL_BYTES.saturating_sub(bytes(&first.0));
                 let (mut items, mut waiting) = (vec![first.0], vec![first.1]);
                 while items.len() < most {
                     let Ok((item, answer)) = receiver.try_recv() else { break };
+                    let Some(rest) = room.checked_sub(bytes(&item)) else {
+                        left = Some((item, answer));
+                        break;
+                    };
+                    room = rest;
                     items.push(item);
                     waiting.push(answer);
                 }

@@ -46,6 +46,9 @@ type Result<T> = std::result::Result<T, BrokerError>;
 
 /// Jobs of one call: about a millisecond of a store's time.
 const SUBMIT_CHUNK: usize = 64;
+/// Bytes of one call, unless one job has more: a slow network has to carry them before the call counts as lost. Answers have the same
+/// bound, in the functions.
+const CALL_BYTES: usize = 4 * 1024 * 1024;
 const SUBMIT_CLASSES: usize = 16;
 const LONGEST_WATCH: Duration = Duration::from_secs(60);
 const SUBMIT_TRIES: u32 = 3;
@@ -61,6 +64,8 @@ const COMPLETE_CHUNK: usize = 64;
 const LONGEST_HOLD: Duration = Duration::from_mins(15);
 /// Heartbeats of one process fall together; so long the first waits for the others.
 const BEAT_LINGER: Duration = Duration::from_millis(2);
+/// In the place of a record that a claim's answer has no room for.
+const LEFT_OUT: &str = "+";
 /// What a claim says is to be done after it.
 const CLAIM_AGAIN: u8 = 1;
 const CLAIM_IDLE: u8 = 2;
@@ -136,7 +141,8 @@ impl Client {
         ));
         tokio::spawn(Due::promote(Arc::downgrade(&shared.due), Arc::clone(&store)));
         let completing = Arc::clone(&store);
-        let completions = Batcher::start(COMPLETE_CHUNK, Duration::ZERO, move |batch: Vec<(Token, String)>| {
+        let size = |(_, result): &(Token, String)| result.len();
+        let completions = Batcher::start(COMPLETE_CHUNK, Duration::ZERO, size, move |batch: Vec<(Token, String)>| {
             let store = Arc::clone(&completing);
             async move {
                 let mut arguments = Vec::with_capacity(batch.len() * 3);
@@ -147,10 +153,15 @@ impl Client {
             }
         });
         let (beating, todo, lease) = (Arc::clone(&store), Arc::downgrade(&shared), config.lease);
-        let beats = Batcher::start(1_000, BEAT_LINGER, move |batch: Vec<Beat>| {
-            let (store, shared) = (Arc::clone(&beating), todo.clone());
-            async move { beat(store.as_ref(), &shared, lease, &batch).await }
-        });
+        let beats = Batcher::start(
+            1_000,
+            BEAT_LINGER,
+            |_| 0,
+            move |batch: Vec<Beat>| {
+                let (store, shared) = (Arc::clone(&beating), todo.clone());
+                async move { beat(store.as_ref(), &shared, lease, &batch).await }
+            },
+        );
         Self {
             store,
             config,
@@ -170,11 +181,16 @@ impl Client {
     async fn stored(&self, ids: &[JobId]) -> Result<(Timestamp, Vec<(Option<Stored>, String)>)> {
         let mut found = Vec::with_capacity(ids.len());
         let mut now = Timestamp::now();
-        for chunk in ids.chunks(GET_CHUNK) {
+        while found.len() < ids.len() {
+            let left = &ids[found.len()..];
+            let chunk = &left[..left.len().min(GET_CHUNK)];
             let arguments = chunk.iter().map(JobId::to_string).collect();
             let mut parts = self.store.call("get", arguments).await?.list()?.into_iter();
             now = codec::time(&parts.next().unwrap_or(Reply::Nil).text()?)?;
             let jobs = parts.next().unwrap_or(Reply::Nil).list()?;
+            if jobs.is_empty() {
+                return Err(BrokerError::damaged(&"nothing was answered of a job"));
+            }
             for (id, job) in chunk.iter().zip(jobs) {
                 let mut parts = job.list()?.into_iter();
                 let mut part = || parts.next().unwrap_or(Reply::Nil);
@@ -188,6 +204,23 @@ impl Client {
             }
         }
         Ok((now, found))
+    }
+
+    /// Reads the records that a claim's answer had no room for.
+    async fn read_left_out(&self, jobs: &mut [(String, String, Reply)]) -> Result<()> {
+        let mut left: Vec<_> = jobs.iter_mut().filter(|(_, raw, _)| raw == LEFT_OUT).collect();
+        while !left.is_empty() {
+            let ids = left.iter().map(|(id, ..)| id.clone()).collect();
+            let records = self.store.call("records", ids).await?.texts()?;
+            if records.is_empty() {
+                return Err(BrokerError::damaged(&"nothing was answered of a job"));
+            }
+            let read = records.len().min(left.len());
+            for (job, record) in left.drain(..read).zip(records) {
+                job.1 = record;
+            }
+        }
+        Ok(())
     }
 
     async fn one(&self, id: &JobId) -> Result<(Timestamp, Stored, String)> {
@@ -361,7 +394,7 @@ impl Client {
     fn encode(jobs: &[Prepared]) -> Result<(Vec<String>, usize, BTreeMap<ClassId, Class>)> {
         let mut classes = BTreeMap::new();
         let mut rest = Vec::with_capacity(jobs.len().min(SUBMIT_CHUNK) * 13);
-        let mut taken = 0;
+        let (mut taken, mut bytes) = (0, 0);
         for job in jobs {
             let class = Class::of(&job.submission);
             let class_id = class.id();
@@ -369,8 +402,14 @@ impl Client {
             if full || taken == SUBMIT_CHUNK {
                 break;
             }
-            taken += 1;
+            let before = rest.len();
             codec::submission(&class_id, job, &mut rest)?;
+            bytes += rest[before..].iter().map(String::len).sum::<usize>();
+            if taken > 0 && bytes > CALL_BYTES {
+                rest.truncate(before);
+                break;
+            }
+            taken += 1;
             classes.entry(class_id).or_insert(class);
         }
         let mut arguments: Vec<String> = classes.keys().map(|id| id.0.clone()).collect();
@@ -755,8 +794,16 @@ impl Broker for Client {
                 });
             }
             let mut parts = jobs.into_iter();
+            let mut taken = Vec::with_capacity(parts.len() / 3);
             while let (Some(id), Some(raw), Some(changes)) = (parts.next(), parts.next(), parts.next()) {
-                let (id, raw) = (id.text()?, raw.text()?);
+                taken.push((id.text()?, raw.text()?, changes));
+            }
+            // Where that fails, the rest is given back as jobs whose claim had no answer.
+            if let Err(cause) = self.read_left_out(&mut taken).await {
+                tracing::warn!("jobs that were claimed cannot be read: {cause}");
+                taken.retain(|(_, raw, _)| raw != LEFT_OUT);
+            }
+            for (id, raw, changes) in taken {
                 fence += 1;
                 match claimed(&id, fence, &raw, changes, &request.registration, now) {
                     Ok(claim) => claims.push(Claim { trial, ..claim }),

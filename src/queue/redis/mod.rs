@@ -1,8 +1,9 @@
 //! The queue on a Redis or Valkey, shared by many machines.
 //!
-//! One connection (RESP3) carries calls, in a pipeline, and messages. One task keeps it: it finds the node that has the
-//! queue (asking sentinels or a cluster where there are any), checks it, loads the functions, subscribes, and does so again
-//! when the connection ends or a call gets no answer in time.
+//! One connection carries calls, in a pipeline, another messages (RESP3): Redis ends those that hear messages when much waits for
+//! them, as an answer may. One task keeps both: it finds the node that has the queue (asking sentinels or a cluster where
+//! there are any), checks it, loads the functions, subscribes, and does so again when one of them ends or a call gets no answer
+//! in time.
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -89,7 +90,7 @@ struct Shared {
     /// Of the names of functions: another text has another, so that two versions can share a server.
     prefix: String,
     own: String,
-    connection: watch::Sender<Link>,
+    link: watch::Sender<Link>,
     broken: Notify,
     messages: broadcast::Sender<Message>,
     subscribed: Mutex<HashSet<String>>,
@@ -99,8 +100,15 @@ struct Shared {
 struct Link {
     /// Counts connections, so that a late error of an old one does not end its successor.
     number: u64,
-    connection: Option<MultiplexedConnection>,
+    connections: Option<Connections>,
     why: String,
+}
+
+/// To one node, of one age.
+#[derive(Clone)]
+struct Connections {
+    calls: MultiplexedConnection,
+    messages: MultiplexedConnection,
 }
 
 impl RedisStore {
@@ -111,7 +119,7 @@ impl RedisStore {
             tag: format!("{{{name}}}"),
             prefix: format!("mq_{}_", short_hash(FUNCTIONS).replace('-', "_")),
             own: format!("p:{}", uuid::Uuid::new_v4().simple()),
-            connection: watch::Sender::new(Link { why, ..Link::default() }),
+            link: watch::Sender::new(Link { why, ..Link::default() }),
             broken: Notify::new(),
             messages,
             subscribed: Mutex::default(),
@@ -123,24 +131,24 @@ impl RedisStore {
 }
 
 impl Shared {
-    async fn connection(&self) -> Result<(u64, MultiplexedConnection), BrokerError> {
-        let mut link = self.connection.subscribe();
-        let found = tokio::time::timeout(PATIENCE, link.wait_for(|link| link.connection.is_some())).await;
+    async fn connections(&self) -> Result<(u64, Connections), BrokerError> {
+        let mut link = self.link.subscribe();
+        let found = tokio::time::timeout(PATIENCE, link.wait_for(|link| link.connections.is_some())).await;
         if let Ok(Ok(link)) = found
-            && let Some(connection) = link.connection.clone()
+            && let Some(connections) = link.connections.clone()
         {
-            return Ok((link.number, connection));
+            return Ok((link.number, connections));
         }
-        let why = self.connection.borrow().why.clone();
+        let why = self.link.borrow().why.clone();
         Err(BrokerError::Unavailable { why })
     }
 
-    /// The connection is of no use any more.
+    /// The connections are of no use any more.
     fn give_up(&self, number: u64, why: &str) {
-        let changed = self.connection.send_if_modified(|link| {
-            let current = link.number == number && link.connection.is_some();
+        let changed = self.link.send_if_modified(|link| {
+            let current = link.number == number && link.connections.is_some();
             if current {
-                link.connection = None;
+                link.connections = None;
                 link.why = format!("{}: {why}", self.address);
             }
             current
@@ -165,23 +173,24 @@ impl Shared {
         }
     }
 
-    /// Finds, opens and prepares a connection.
-    async fn connect(&self, pushes: mpsc::UnboundedSender<PushInfo>) -> Result<MultiplexedConnection, String> {
+    /// Finds the node, opens and prepares connections to it.
+    async fn connect(&self, pushes: mpsc::UnboundedSender<PushInfo>) -> Result<Connections, String> {
         let address = match &self.address.nodes {
             RedisNodes::One(address) => address.clone(),
             RedisNodes::Sentinel { sentinels, master } => self.ask_sentinels(sentinels, master).await?,
             RedisNodes::Cluster(nodes) => self.ask_cluster(nodes).await?,
         };
-        let mut connection = self.open(address, Some(pushes)).await?;
-        check(&mut connection).await?;
+        let mut calls = self.open(address.clone(), Some(pushes.clone())).await?;
+        check(&mut calls).await?;
         let text = |cause: RedisError| cause.to_string();
-        self.load_functions(&mut connection).await.map_err(text)?;
+        self.load_functions(&mut calls).await.map_err(text)?;
+        let mut messages = self.open(address, Some(pushes)).await?;
         let always = [&self.own, &assigning(&self.own), "due", "wake"];
         let mut channels: Vec<String> = always.map(|name| self.channel(name)).to_vec();
         let watched = self.subscribed.lock().unwrap_or_else(PoisonError::into_inner).clone();
         channels.extend(watched.iter().map(|name| self.channel(name)));
-        connection.subscribe(channels).await.map_err(text)?;
-        Ok(connection)
+        messages.subscribe(channels).await.map_err(text)?;
+        Ok(Connections { calls, messages })
     }
 
     async fn open(
@@ -325,13 +334,13 @@ async fn keep_connected(shared: Weak<Shared>) {
         let Some(this) = shared.upgrade() else { return };
         let (sender, mut pushes) = mpsc::unbounded_channel();
         match this.connect(sender).await {
-            Ok(connection) => {
+            Ok(connections) => {
                 number += 1;
                 if failures > 0 || number > 1 {
                     tracing::info!("connected to the queue at {}", this.address);
                 }
                 failures = 0;
-                this.connection.send_replace(Link { number, connection: Some(connection), why: String::new() });
+                this.link.send_replace(Link { number, connections: Some(connections), why: String::new() });
                 let _ = this.messages.send(Message::Reconnected);
                 loop {
                     tokio::select! {
@@ -346,7 +355,7 @@ async fn keep_connected(shared: Weak<Shared>) {
                         // Ends with the last owner.
                         () = tokio::time::sleep(Duration::from_secs(5)) => {}
                     }
-                    if this.connection.borrow().connection.is_none() || Arc::strong_count(&this) == 1 {
+                    if this.link.borrow().connections.is_none() || Arc::strong_count(&this) == 1 {
                         break;
                     }
                 }
@@ -356,7 +365,7 @@ async fn keep_connected(shared: Weak<Shared>) {
                 if failures == 1 {
                     tracing::warn!("the queue at {} cannot be used: {why}", this.address);
                 }
-                this.connection.send_modify(|link| link.why = format!("{}: {why}", this.address));
+                this.link.send_modify(|link| link.why = format!("{}: {why}", this.address));
                 drop(this);
                 tokio::time::sleep(BACKOFF.random_delay(failures)).await;
             }
@@ -393,7 +402,7 @@ impl Store for RedisStore {
         for argument in &arguments {
             command.arg(argument);
         }
-        let (number, mut connection) = shared.connection().await?;
+        let (number, Connections { calls: mut connection, .. }) = shared.connections().await?;
         let mut answer = command.query_async::<Value>(&mut connection).await;
         if let Err(cause) = &answer
             && cause.to_string().contains("Function not found")
@@ -441,8 +450,8 @@ impl Store for RedisStore {
 
     async fn subscribe(&self, channel: String) -> Result<(), BrokerError> {
         self.shared.subscribed.lock().unwrap_or_else(PoisonError::into_inner).insert(channel.clone());
-        let (number, mut connection) = self.shared.connection().await?;
-        connection.subscribe(self.shared.channel(&channel)).await.map_err(|cause| {
+        let (number, Connections { mut messages, .. }) = self.shared.connections().await?;
+        messages.subscribe(self.shared.channel(&channel)).await.map_err(|cause| {
             self.shared.give_up(number, &cause.to_string());
             BrokerError::Unavailable { why: cause.to_string() }
         })
@@ -450,15 +459,15 @@ impl Store for RedisStore {
 
     async fn unsubscribe(&self, channel: String) {
         self.shared.subscribed.lock().unwrap_or_else(PoisonError::into_inner).remove(&channel);
-        let connection = self.shared.connection.borrow().connection.clone();
-        if let Some(mut connection) = connection {
-            let _ = connection.unsubscribe(self.shared.channel(&channel)).await;
+        let connections = self.shared.link.borrow().connections.clone();
+        if let Some(Connections { mut messages, .. }) = connections {
+            let _ = messages.unsubscribe(self.shared.channel(&channel)).await;
         }
     }
 
     async fn job_ids(&self, cursor: Option<String>) -> Result<(Vec<String>, Option<String>), BrokerError> {
         let prefix = format!("{}:j:", self.shared.tag);
-        let (number, mut connection) = self.shared.connection().await?;
+        let (number, Connections { calls: mut connection, .. }) = self.shared.connections().await?;
         let mut scan = redis::cmd("SCAN");
         scan.arg(cursor.as_deref().unwrap_or("0")).arg("MATCH").arg(format!("{prefix}*")).arg("COUNT").arg(PAGE);
         let answer = scan.query_async::<(String, Vec<String>)>(&mut connection).await;

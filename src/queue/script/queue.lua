@@ -53,6 +53,7 @@ local SLACK = 50 -- a loaded model may overtake by so many places
 local UNPARK = 16 -- so many classes are put back at once, the next so many ms later
 local UNPARK_PAUSE = 10
 local ASSIGNED = 16384 -- bytes of a record that goes with a message
+local ANSWER = 4194304 -- bytes of data in one answer, unless one job has more: a slow network has to carry it in time
 local REMEMBERED = 86400000 -- ms for which a machine that is gone is listed
 local HOLD_REMEMBERED = 3600000 -- and for which the hold of an account that nobody has any more is known after its end
 
@@ -1028,7 +1029,7 @@ end
 
 -- incarnation limit idle assigned (the fence of the last job that it was assigned), then the classes whose model it has loaded. Answers with the time, when something is due, what is to
 -- be done (1 ask again, 2 wait: it is idle now, and is woken), the fence before the first job's, each job having the next, and per
--- job id, record, and what changed since ("" for nothing); then what else is to say: of its account held, until when ("" for nobody
+-- job id, record (+ where the answer has no room for it), and what changed since ("" for nothing); then what else is to say: of its account held, until when ("" for nobody
 -- knows) and why ("" for its limit), or trial; or assigned, of a job that it was assigned before
 function F.claim(a)
   local now = now_ms()
@@ -1157,6 +1158,7 @@ function F.claim(a)
     fence = fences(#ids, now)
     local R, held, tags = {}, {}, {}
     local level, low = 0, 0 -- of the job before
+    local size = 0
     local by = held_by(now, inc, worker)
     for i, id in ipairs(ids) do
       local raw = raws[i]
@@ -1180,8 +1182,9 @@ function F.claim(a)
         if tag > (tags[level] or -1) then tags[level] = tag end
         if watched then call('PUBLISH', P .. 'e:' .. id, 'claimed') end
       end
+      size = size + #(raw or '')
       out[3 * i - 2] = id
-      out[3 * i - 1] = raw or ''
+      out[3 * i - 1] = raw and i > 1 and size > ANSWER and '+' or raw or ''
       out[3 * i] = changes
     end
     call('DECRBY', P .. 'np', #ids)
@@ -1831,8 +1834,21 @@ local function completion(id)
   return match(call('HGET', P .. 'C', id) or '', '^%S+ (%S+) (%S+) (%S+) (%S+) (.*)$')
 end
 
+-- Records of the first of these jobs, as many as one answer has room for.
+function reads.records(a)
+  local out, size = {}, 0
+  for n, id in ipairs(a) do
+    local raw = call('GET', P .. 'j:' .. id) or ''
+    size = size + #raw
+    if n > 1 and size > ANSWER then break end
+    out[n] = raw
+  end
+  return out
+end
+
+-- All there is of the first of these jobs, as many as one answer has room for.
 function reads.get(a)
-  local out = {}
+  local out, size = {}, 0
   for n, id in ipairs(a) do
     local raw = call('GET', P .. 'j:' .. id)
     if raw then
@@ -1844,6 +1860,9 @@ function reads.get(a)
           m[#m + 1] = word
         end
       end
+      size = size + #raw
+      for _, word in ipairs(m) do size = size + #word end
+      if n > 1 and size > ANSWER then break end
       out[n] = { raw, run, call('ZSCORE', P .. 'd', id) or '', m }
     else
       out[n] = {}
@@ -1930,7 +1949,11 @@ function reads.events(a)
   local trimmed = tonumber(m[1] or 0)
   -- The first event is the submission, which the record tells; the list has the others.
   local from = math.max(0, tonumber(a[2]) - 1 - trimmed)
-  local list = call('LRANGE', P .. 'e:' .. id, from, from + 999)
+  local list, size = call('LRANGE', P .. 'e:' .. id, from, from + 999), 0
+  for n = 1, #list do
+    size = size + #list[n]
+    if n > 1 and size > ANSWER then list[n] = nil end
+  end
   local length = call('LLEN', P .. 'e:' .. id)
   -- What was not written because the state tells it.
   local more = {}

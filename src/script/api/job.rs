@@ -110,17 +110,24 @@ mod functions {
     }
 
     /// Keeps `value` for the next attempt, which calls `resume` instead of `run` where the connector has it: save the
-    /// backend's own identifier as soon as there is one. Fails where the value is no plain data.
+    /// backend's own identifier as soon as there is one. Fails where the value is no plain data, or more than 1 MiB of JSON.
     #[rhai_fn(name = "save", pure, return_raw)]
     pub fn save(job: &mut Job, value: Dynamic) -> ScriptResult<()> {
         let value = to_json(&value, Secrets::Redact).map_err(error)?;
+        let (bytes, most) = (value.to_string().len(), queue::Submission::MAX_INLINE_BYTES);
+        if bytes > most {
+            return Err(error(format!(
+                "the value to save has {bytes} bytes as JSON, at most {most} are kept: put large data into storage and save where it is"
+            )));
+        }
         *job.saved.lock().unwrap_or_else(PoisonError::into_inner) = Some(value.clone());
         job.sink.save(value);
         Ok(())
     }
 
-    /// Adds a part of the result to the job's events, for whoever watches the job; the result has to have it all.
-    /// Fails where the value is no plain data.
+    /// Adds a part of the result to the job's events, for whoever watches the job; the result has to have it all. One of more
+    /// than 1 MiB of JSON, and what is more than 16 MiB in all, is not kept; the job's log says so once. Fails where the value
+    /// is no plain data.
     #[rhai_fn(name = "partial", pure, return_raw)]
     pub fn partial(job: &mut Job, value: Dynamic) -> ScriptResult<()> {
         job.sink.partial(to_json(&value, Secrets::Redact).map_err(error)?);
