@@ -154,9 +154,13 @@ impl Terminal {
     }
 
     fn wait_for(&self, what: &str) {
+        self.wait_until(&format!("{what:?}"), |screen| screen.contains(what));
+    }
+
+    fn wait_until(&self, what: &str, shows: impl Fn(&str) -> bool) {
         let deadline = Instant::now() + LIMIT;
-        while !self.screen.lock().unwrap().contains(what) {
-            assert!(Instant::now() < deadline, "no {what:?} on the screen:\n{}", self.screen.lock().unwrap());
+        while !shows(&self.screen.lock().unwrap()) {
+            assert!(Instant::now() < deadline, "no {what} on the screen:\n{}", self.screen.lock().unwrap());
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -171,12 +175,9 @@ impl Terminal {
     /// Presses Ctrl-D. Between inputs it is the terminal's own, as in any shell, and reaches nobody who asks for keys
     /// only later; so it waits for the prompt that follows what was shown last.
     fn ends(&mut self, shown: &str) {
-        let deadline = Instant::now() + LIMIT;
-        let prompted = |screen: &str| screen.rsplit_once(shown).is_some_and(|(_, after)| after.contains("> "));
-        while !prompted(&self.screen.lock().unwrap()) {
-            assert!(Instant::now() < deadline, "no prompt after {shown:?}:\n{}", self.screen.lock().unwrap());
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        self.wait_until(&format!("prompt after {shown:?}"), |screen| {
+            screen.rsplit_once(shown).is_some_and(|(_, after)| after.contains("> "))
+        });
         self.keys.write_all(b"\x04").unwrap();
     }
 }

@@ -4,7 +4,6 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 use super::CALL_BYTES;
-
 use crate::queue::BrokerError;
 
 type Waiting<I, O> = (I, oneshot::Sender<Result<O, BrokerError>>);
@@ -28,13 +27,8 @@ impl<I: Send + 'static, O: Send + 'static> Batcher<I, O> {
         tokio::spawn(async move {
             let mut left = None;
             loop {
-                let first = match left.take() {
-                    Some(first) => first,
-                    None => match receiver.recv().await {
-                        Some(first) => first,
-                        None => return,
-                    },
-                };
+                let next = if left.is_some() { left.take() } else { receiver.recv().await };
+                let Some(first) = next else { return };
                 if linger.is_zero() {
                     // Whoever can run now may have something to ask as well.
                     tokio::task::yield_now().await;

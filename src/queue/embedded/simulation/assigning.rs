@@ -42,10 +42,7 @@ impl Simulation {
         let words: Vec<&str> = text.splitn(6, ' ').collect();
         let [_, incarnation, now, fence, id, record] = words.try_into().unwrap();
         assert_eq!(now, self.model.now.to_string());
-        let number: u64 = fence.parse().unwrap();
-        assert!(number > self.fence, "claim {number} after claim {}", self.fence);
-        self.fence = number;
-        self.claims += 1;
+        self.count_claim(fence);
         self.assigned += 1;
         let holds = |worker: &usize| self.model.workers[*worker].incarnation.as_deref() == Some(incarnation);
         let worker = *idle.iter().find(|worker| holds(worker)).unwrap_or_else(|| panic!("{incarnation} is not idle"));

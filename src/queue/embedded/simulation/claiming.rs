@@ -20,6 +20,14 @@ impl Simulation {
         ids.zip(before + 1..).map(|(id, fence)| (id, fence.to_string())).collect()
     }
 
+    /// Claims are numbered in their order.
+    pub(super) fn count_claim(&mut self, fence: &str) {
+        let number: u64 = fence.parse().unwrap();
+        assert!(number > self.fence, "claim {number} after claim {}", self.fence);
+        self.fence = number;
+        self.claims += 1;
+    }
+
     pub(super) fn claim(&mut self) {
         let worker = self.below(self.model.workers.len());
         let Some(incarnation) = self.model.workers[worker].incarnation.clone() else {
@@ -60,12 +68,9 @@ impl Simulation {
             self.model.promote();
             let said = answer.pop().unwrap().texts().unwrap();
             for (id, fence) in Self::claims(&mut answer) {
-                let number: u64 = fence.parse().unwrap();
-                assert!(number > self.fence, "claim {number} after claim {}", self.fence);
-                self.fence = number;
+                self.count_claim(&fence);
                 self.model.give(worker, &warm, &id, &fence);
                 given += 1;
-                self.claims += 1;
                 if let Some(account) = account {
                     self.model.limits.spend_of(account, 1, self.model.now);
                     if tried {
