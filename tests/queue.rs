@@ -447,6 +447,8 @@ async fn a_worker_that_rests_is_left_no_job(backend: Backend) {
 
     assert!(queue.claim(&worker).await.is_none());
     let other = queue.worker("other").await;
+    // Who has been idle longest is told by milliseconds.
+    tokio::time::sleep(Duration::from_millis(2)).await;
     assert!(queue.claim(&other).await.is_none());
     let id = queue.submit(json!({})).await;
     assert_eq!(queue.state(&id).await, JobState::Running);
