@@ -20,6 +20,8 @@ use machinist::queue::{
 use machinist::spec::{Capabilities, LabelTest};
 use machinist::telemetry::{EventLog, Traces};
 use machinist::worker::{Connector, JobContext, Readiness, Worker, WorkerConfig, WorkerHandle};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 use serde_json::{Value, json};
 use support::proxy::Proxy;
 use support::redis::RedisServer;
@@ -108,6 +110,7 @@ conformance! {
     only_workers_that_match_get_a_job_and_backlog_does_not_hide_it
     lists_page_in_order
     every_claim_is_the_best_of_a_brute_force_model
+    claims_of_many_jobs_are_the_best_of_many_classes
     steps_wait_for_the_steps_before_them
     what_is_paused_or_limited_waits_and_holds_nothing_else_up
     customers_take_turns
@@ -732,6 +735,41 @@ async fn every_claim_is_the_best_of_a_brute_force_model(backend: Backend) {
     }
     let stats = queue.broker.stats().await.unwrap();
     assert_eq!((stats.pending, stats.running), (pending.len() as u64, held.len() as u64));
+}
+
+/// Up to 64 at once, of a hundred classes in two lanes.
+async fn claims_of_many_jobs_are_the_best_of_many_classes(backend: Backend) {
+    let queue = backend.open();
+    let models = |end: usize| (0..end).map(|n| format!("m{n}")).collect::<Vec<_>>();
+    let mut workers = Vec::new();
+    for (name, known) in [("few", 50), ("all", 100)] {
+        let registration = who(name, "1");
+        queue.broker.register(&registration, &capabilities(name, json!({ "models": models(known) }))).await.unwrap();
+        workers.push((registration, known));
+    }
+    let mut pending: BTreeMap<(i32, usize), (JobId, usize)> = BTreeMap::new();
+    let mut random = StdRng::seed_from_u64(7);
+    for round in 0..120 {
+        let orders: Vec<_> = (0..random.random_range(0..60))
+            .map(|n| {
+                let (need, priority) = (random.random_range(0..100), random.random_range(0..3));
+                let order = json!({ "requirement": { "models": [format!("m{need}")] }, "priority": priority });
+                ((-priority, round * 100 + n), need, job(order))
+            })
+            .collect();
+        let submitted = queue.broker.submit(orders.iter().map(|order| order.2.clone()).collect()).await.unwrap();
+        pending.extend(orders.into_iter().zip(submitted).map(|((key, need, _), job)| (key, (job.id, need))));
+        let (registration, known) = &workers[random.random_range(0..2)];
+        let limit = random.random_range(1..=64);
+        let request = ClaimRequest { registration: registration.clone(), limit, loaded: BTreeSet::new() };
+        let claims = queue.broker.claim(&request).await.unwrap();
+        let fit = pending.iter().filter(|(_, (_, need))| need < known).take(limit as usize);
+        let best: Vec<_> = fit.map(|(key, (id, _))| (*key, id.clone())).collect();
+        let claimed: Vec<_> = claims.iter().map(|claim| &claim.job.id).collect();
+        assert_eq!(claimed, best.iter().map(|(_, id)| id).collect::<Vec<_>>());
+        pending.retain(|key, _| !best.iter().any(|(taken, _)| taken == key));
+    }
+    assert_eq!(queue.broker.verify(false).await.unwrap(), Vec::<String>::new());
 }
 
 async fn steps_wait_for_the_steps_before_them(backend: Backend) {

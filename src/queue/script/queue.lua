@@ -57,9 +57,9 @@ local ANSWER = 4194304 -- bytes of data in one answer, unless one job has more: 
 local REMEMBERED = 86400000 -- ms for which a machine that is gone is listed
 local HOLD_REMEMBERED = 3600000 -- and for which the hold of an account that nobody has any more is known after its end
 
--- Numbers as text: Redis prints a number that is an argument with 17 digits, each time.
-local TEXT = {}
-for n = 0, CLAIM do TEXT[n] = n .. '' end
+-- Small numbers as text: Redis prints a number that is an argument with 17 digits, each time. DIGITS have their zeros.
+local TEXT, DIGITS = {}, {}
+for n = 0, 999 do TEXT[n], DIGITS[n] = n .. '', (n < 100 and '0' or '') .. (n < 10 and '0' or '') .. n end
 
 local P -- the queue's prefix
 local call, find, match, sub, format
@@ -71,7 +71,19 @@ local function enter(prefix)
 end
 
 -- %d is faster, and makes nonsense of what is no whole number any more.
-local function num(n) return format(n < 9007199254740992 and '%d' or '%.0f', n) end
+local function num(n) return TEXT[n] or format(n < 9007199254740992 and '%d' or '%.0f', n) end
+
+-- Prints numbers of a row, which mostly differ in their last digits: to print one whole takes longer than all else of a claim's entry.
+local function counter()
+  local high, text
+  return function(n)
+    if n < 1000 then return TEXT[n] end
+    local low = n % 1000
+    local rest = (n - low) / 1000
+    if rest ~= high then high, text = rest, num(rest) end
+    return text .. DIGITS[low]
+  end
+end
 
 local function base36(n)
   local out = ''
@@ -642,6 +654,26 @@ local function come_to(base, tag)
   if tag > tonumber(call('HGET', P .. 'vt', base) or 0) then call('HSET', P .. 'vt', base, num(tag)) end
 end
 
+-- raws: records of jobs that were taken in turns, each to its index; a turn's are in their order, so that of those of one level
+-- the last has come the furthest.
+local function came_to(raws, turns)
+  local function place(i)
+    local score = tonumber(match(raws[i] or '', '^%S+') or 0)
+    local level = math.floor(score / LEVEL)
+    return level, score - level * LEVEL
+  end
+  local tags, from = {}, 1
+  for _, til in ipairs(turns) do
+    if place(from) == place(til) then from = til end
+    for i = from, til do
+      local level, tag = place(i)
+      tags[level] = math.max(tags[level] or 0, tag)
+    end
+    from = til + 1
+  end
+  for level, tag in pairs(tags) do come_to(num(level + USUAL), tag) end
+end
+
 -- Begins a job that is being submitted, where somebody is idle who can run it, and nothing that waits goes before it: the
 -- message that would wake the worker brings the job, a round trip sooner than a claim. Answers whether that was done.
 local function assign(job, now)
@@ -958,29 +990,46 @@ end
 -- (the scopes of these). Answers with how many, or with a class that has to be looked at closer.
 local function take_from(lane, score, n, ids, of, within)
   local lk = P .. 'l:' .. lane
-  local heads = call('ZRANGE', lk, 0, math.min(n, 64), 'WITHSCORES')
+  local many = math.min(call('ZCARD', lk), math.min(n, 64) + 1)
+  if many == 0 then
+    lane_fix(lane)
+    return 0
+  end
+  local each = math.floor(64 / many)
+  local cids, scores = {}, {}
+  if each > 1 then
+    local heads = call('ZRANGE', lk, 0, many - 1, 'WITHSCORES')
+    for i = 1, many do cids[i], scores[i] = heads[2 * i - 1], tonumber(heads[2 * i]) end
+  else
+    -- Of each class one, with which its score is read: scores are slow to print and to read.
+    cids = call('ZRANGE', lk, 0, many - 1)
+  end
   -- Of another lane, which may have its head at the same place: customers share places.
   local following = call('ZRANGEBYSCORE', P .. 'H', num(score), '+inf', 'WITHSCORES', 'LIMIT', 0, 2)
   local limit = tonumber(following[following[1] == lane and 4 or 2] or math.huge)
-  local many = #heads / 2
-  local cids = {}
-  for i = 1, many do cids[i] = heads[2 * i - 1] end
-  local scopes = call('HMGET', P .. 'cs', unpack(cids))
-  local each = math.max(1, math.floor(64 / many))
+  local within_of = call('HMGET', P .. 'cs', unpack(cids))
   local news, empty, taken = {}, {}, 0
   for i = 1, many do
     local cid = cids[i]
-    if tonumber(heads[2 * i]) > limit or taken == n then break end
-    local its = scopes[i] or ''
+    if taken == n or (i > 1 and each > 1 and scores[i] > limit) then break end
+    local its = within_of[i] or ''
     if find(its, 'affinity:', 1, true) then
       if i == 1 then return 0, cid end
       break
     end
-    local bound = math.min(limit, tonumber(heads[2 * i + 2] or (many > n and heads[2 * i]) or math.huge))
-    local most = math.min(each, n - taken)
     local mine, head, ck = 0, nil, P .. 'c:' .. cid
-    if bound == math.huge then
-      -- Nothing else waits: scores, which are slow to print, do not matter.
+    local most = math.min(each, n - taken)
+    local bound = each > 1 and math.min(limit, scores[i + 1] or (many > n and scores[i]) or math.huge)
+    if not bound then
+      local found = call('ZRANGE', ck, '0', '1', 'WITHSCORES')
+      if found[1] then
+        if i > 1 and tonumber(found[2]) > limit then break end
+        mine, head = 1, found[4]
+        local at = #ids + 1
+        ids[at], of[at], within[at] = found[1], cid, its
+      end
+    elseif bound == math.huge then
+      -- Nothing else waits: scores do not matter.
       local found = call('ZRANGE', ck, '0', TEXT[most])
       mine = math.min(#found, most)
       for k = 1, mine do
@@ -998,8 +1047,10 @@ local function take_from(lane, score, n, ids, of, within)
       end
       head = found[2 * mine + 2]
     end
-    taken = taken + mine
-    call('ZREMRANGEBYRANK', ck, '0', TEXT[mine - 1])
+    if mine > 0 then
+      taken = taken + mine
+      call('ZREMRANGEBYRANK', ck, '0', TEXT[mine - 1])
+    end
     if head then
       news[#news + 1] = head
       news[#news + 1] = cid
@@ -1067,7 +1118,7 @@ function F.claim(a)
   local limited = call('HLEN', P .. 'lim') > 0
   local warm = {}
   for i = 5, #a do warm[a[i]] = true end
-  local ids, of, within, parks, again = {}, {}, {}, 0, 0
+  local ids, of, within, turns, parks, again = {}, {}, {}, {}, 0, 0
   while n > 0 do
     local lane, score = best(pid)
     local other, other_score = best(personal)
@@ -1143,6 +1194,7 @@ function F.claim(a)
       end
     end
     n = n - taken
+    if taken > 0 then turns[#turns + 1] = #ids end
   end
   local out, fence, on_trial = {}, 0, ''
   if #ids > 0 then
@@ -1156,15 +1208,13 @@ function F.claim(a)
     local raws = call('MGET', unpack(keys))
     local changed = call('EXISTS', P .. 'ch') == 1 and call('SMISMEMBER', P .. 'ch', unpack(ids))
     fence = fences(#ids, now)
-    local R, held, tags = {}, {}, {}
-    local level, low = 0, 0 -- of the job before
-    local size = 0
+    local R, held, count, size = {}, {}, counter(), 0
     local by = held_by(now, inc, worker)
     for i, id in ipairs(ids) do
       local raw = raws[i]
-      local score, flags = match(raw or '', '^(%S+) %S+ %S+ %S+ (%S+) ')
+      local flags = match(raw or '', '^%S+ %S+ %S+ %S+ (%S+) ')
       local changes = ''
-      if score then
+      if flags then
         if changed and changed[i] == 1 then
           changes = call('HGETALL', P .. 'm:' .. id)
           flags = flags .. 'h'
@@ -1173,13 +1223,7 @@ function F.claim(a)
         local h = #held + 1
         held[h] = id
         R[2 * h - 1] = id
-        R[2 * h] = entry(num(fence + i), by, of[i], flags, within[i])
-        local tag = tonumber(score) - low
-        if tag < 0 or tag >= LEVEL then
-          level = math.floor((tag + low) / LEVEL)
-          tag, low = tag + low - level * LEVEL, level * LEVEL
-        end
-        if tag > (tags[level] or -1) then tags[level] = tag end
+        R[2 * h] = entry(count(fence + i), by, of[i], flags, within[i])
         if watched then call('PUBLISH', P .. 'e:' .. id, 'claimed') end
       end
       size = size + #(raw or '')
@@ -1203,7 +1247,7 @@ function F.claim(a)
         on_trial = 'trial'
       end
     end
-    for level, tag in pairs(tags) do come_to(num(level + USUAL), tag) end
+    came_to(raws, turns)
   end
   if n > 0 and again == 0 then
     call('ZADD', P .. 'z:' .. pid, num(now), inc)
@@ -1236,29 +1280,35 @@ function F.complete(a)
   for i = 1, #a, 3 do ids[#ids + 1] = a[i] end
   local runs = call('HMGET', P .. 'R', unpack(ids))
   local gone, done, fewer, within, by, claims, ended_with = {}, {}, {}, {}, {}, {}, {}
-  local ended_at = ' ' .. num(now) .. ' '
+  local claim -- of the job before: most have it in common
+  local ended_at, count = ' ' .. num(now) .. ' ', counter()
   local place = call('LLEN', P .. 'fc') + tonumber(call('GET', P .. 'fp') or 0)
   local others_wait = call('EXISTS', P .. 'ds') == 1
   local watched = call('EXISTS', P .. 'wt') == 1
   for n, id in ipairs(ids) do
     local fence, result = a[n * 3 - 1], a[n * 3]
     local run = runs[n]
-    local held, who, cid, flags, scopes
-    if run and not ended_with[id] then held, who, cid, flags, scopes = match(run, '^(%d+) (%S+ %S+ %S+) (%S+) (%S+) ?(.*)$') end
-    if held == fence then
-      -- Jobs of one claim have this in common.
-      local claim = claims[who]
-      if not claim then
-        local claimed, inc, worker = match(who, '^(%S+) (%S+) (%S+)$')
-        by[inc] = by[inc] or {}
-        claim = { jobs = by[inc], text = ' ' .. claimed .. ' ' .. worker .. ' ' }
-        claims[who] = claim
+    local cid, flags, at
+    if run and not ended_with[id] and find(run, fence, 1, true) == 1 then
+      local from = #fence + 1
+      if not (claim and find(run, claim.who, from, true) == from) then
+        local who, claimed, inc, worker = match(run, '^( (%S+) (%S+) (%S+) )', from)
+        claim = claims[who or '']
+        if who and not claim then
+          by[inc] = by[inc] or {}
+          claim = { who = who, jobs = by[inc], text = ' ' .. claimed .. ' ' .. worker .. ' ' }
+          claims[who] = claim
+        end
       end
+      if claim then cid, flags, at = match(run, '^(%S+) (%S+) ?()', from + #claim.who) end
+    end
+    if cid then
+      local scopes = sub(run, at)
       ended_with[id] = fence
       local k = #gone + 1
       gone[k] = id
       done[2 * k - 1] = id
-      done[2 * k] = num(place + k) .. ended_at .. fence .. claim.text .. result
+      done[2 * k] = count(place + k) .. ended_at .. fence .. claim.text .. result
       claim.jobs[#claim.jobs + 1] = id
       if scopes == '' then scopes = scopes_of(run) end
       fewer[cid] = (fewer[cid] or 0) - 1

@@ -1,5 +1,7 @@
 //! What takes an hour or a week, and is too rare for chance.
 
+use std::collections::BTreeMap;
+
 use super::Simulation;
 use super::model::LEASE;
 use super::world::{Class, MODEL};
@@ -151,4 +153,33 @@ fn a_job_that_failed_before_its_time_and_is_tried_again_still_waits_for_it() {
     assert_eq!(simulation.claim_plain(0), []);
     simulation.model.now += HOUR;
     assert_eq!(simulation.claim_plain(0)[0].0, "job");
+}
+
+/// Numbers that are printed in a row, past thousands within one call; and outcomes of several claims in one call.
+#[test]
+fn every_outcome_counts_for_its_own_claim() {
+    let simulation = Simulation::new(1);
+    for n in 0..2_100 {
+        simulation.submit_plain(&format!("job{n}"), 0);
+    }
+    let mut held = Vec::new();
+    for worker in [3, 4].into_iter().cycle().take(2_100 / 9 + 1) {
+        held.extend(simulation.claim_plain(worker).into_iter().map(|(id, fence)| (id, fence, worker)));
+    }
+    assert_eq!(held.len(), 2_100);
+    for several in held.chunks(37) {
+        let words: Vec<&str> = several.iter().flat_map(|(id, fence, _)| [id.as_str(), fence, "null"]).collect();
+        assert_eq!(simulation.words("complete", &words).texts().unwrap(), vec!["OK"; several.len()]);
+    }
+    for (id, fence, worker) in &held {
+        let mut answer = simulation.words("get", &[id]).list().unwrap();
+        let mut job = answer.remove(1).list().unwrap().remove(0).list().unwrap();
+        let said: BTreeMap<String, String> = job.remove(3).pairs().unwrap().into_iter().collect();
+        assert_eq!((&said["n"], &said["w"]), (fence, &format!("m/w{worker}")));
+        assert_eq!(simulation.words("audit", &["0", id]).texts().unwrap(), Vec::<String>::new());
+    }
+    for worker in [3, 4] {
+        let incarnation = simulation.model.workers[worker].incarnation.as_ref().unwrap();
+        assert!(simulation.functions.data.borrow().set(&format!("i:{incarnation}")).is_none());
+    }
 }
