@@ -45,8 +45,8 @@ local MAX_EVENTS = 1000
 local MAX_ENTRY = 8388608 -- bytes of one submission in the inbox, and about as many are read at once
 local BATCH = 50
 local CLAIM = 64 -- jobs of one claim at most
-local DUE = 4 -- delayed jobs that one call makes claimable
-local CLAIM_DUE = 3 -- and a claim
+local DUE = 3 -- delayed jobs that one call makes claimable
+local CLAIM_DUE = 2 -- and a claim
 local MOVES = 5 -- classes that change their lane in one call
 local GRACE = 15000 -- the holder stops an attempt at its time; the reaper does so many ms after
 local SLACK = 50 -- a loaded model may overtake by so many places
@@ -132,7 +132,7 @@ local function event(id, now, kind, data, run)
   local n = call('RPUSH', ek, num(now) .. ' ' .. kind .. ' ' .. data)
   while n > MAX_EVENTS do
     call('LPOP', ek)
-    call('HINCRBY', P .. 'm:' .. id, 'ev', 1)
+    call('HINCRBY', P .. 'm:' .. id, 'ev', '1')
     n = n - 1
   end
   tell(id, kind)
@@ -141,13 +141,13 @@ end
 -- Lanes ------------------------------------------------------------------------------------------------------------
 
 local function lane_fix(lane)
-  local h = call('ZRANGE', P .. 'l:' .. lane, 0, 0, 'WITHSCORES')
+  local h = call('ZRANGE', P .. 'l:' .. lane, '0', '0', 'WITHSCORES')
   if h[1] then call('ZADD', P .. 'H', h[2], lane) else call('ZREM', P .. 'H', lane) end
 end
 
 -- Carries the head of a class to where it is looked for; answers with its lane.
 local function class_fix(cid)
-  local t = call('ZRANGE', P .. 'c:' .. cid, 0, 0, 'WITHSCORES')
+  local t = call('ZRANGE', P .. 'c:' .. cid, '0', '0', 'WITHSCORES')
   local scope = call('HGET', P .. 'pb', cid)
   if scope then
     if t[1] then
@@ -179,7 +179,7 @@ local function wake(lane, n)
   if not lane or not idle() then return false end
   for _, pid in ipairs(call('SINTER', P .. 'lp:' .. lane, P .. 'zp')) do
     while n > 0 do
-      local inc = call('ZRANGE', P .. 'z:' .. pid, 0, 0)[1]
+      local inc = call('ZRANGE', P .. 'z:' .. pid, '0', '0')[1]
       if not inc then
         call('SREM', P .. 'zp', pid)
         break
@@ -196,7 +196,7 @@ end
 local function put(cid, jobs, some_idle)
   local ck = P .. 'c:' .. cid
   call('ZADD', ck, unpack(jobs))
-  local head, lane = call('ZRANGE', ck, 0, 0)[1], nil
+  local head, lane = call('ZRANGE', ck, '0', '0')[1], nil
   for i = 2, #jobs, 2 do if jobs[i] == head then lane = class_fix(cid) end end
   if some_idle then
     if lane == nil then lane = call('HGET', P .. 'lane', cid) end
@@ -210,7 +210,7 @@ local function best(pid)
   local H, pl = P .. 'H', P .. 'pl:' .. pid
   local k = call('SCARD', pl)
   if k == 0 then return nil end
-  local top = call('ZRANGE', H, 0, 0, 'WITHSCORES')
+  local top = call('ZRANGE', H, '0', '0', 'WITHSCORES')
   if not top[1] then return nil end
   if call('SISMEMBER', pl, top[1]) == 1 then return top[1], tonumber(top[2]) end
   local off, step = 1, 8
@@ -225,8 +225,8 @@ local function best(pid)
     step = math.min(step * 2, 128)
   end
   local found = P .. 'found'
-  if call('ZINTERSTORE', found, 2, H, pl, 'WEIGHTS', 1, 0) == 0 then return nil end
-  local first = call('ZRANGE', found, 0, 0, 'WITHSCORES')
+  if call('ZINTERSTORE', found, '2', H, pl, 'WEIGHTS', '1', '0') == 0 then return nil end
+  local first = call('ZRANGE', found, '0', '0', 'WITHSCORES')
   call('UNLINK', found)
   return first[1], tonumber(first[2])
 end
@@ -237,7 +237,7 @@ local function find_lane(cid)
   if old then
     call('ZREM', P .. 'l:' .. old, cid)
     lane_fix(old)
-    if call('HINCRBY', P .. 'lanes', old, -1) == 0 then
+    if call('HINCRBY', P .. 'lanes', old, '-1') == 0 then
       call('HDEL', P .. 'lanes', old)
       for _, q in ipairs(call('SMEMBERS', P .. 'lp:' .. old)) do call('SREM', P .. 'pl:' .. q, old) end
       call('DEL', P .. 'lp:' .. old)
@@ -251,7 +251,7 @@ local function find_lane(cid)
   table.sort(set)
   local lane = sub(redis.sha1hex(table.concat(set, ' ')), 1, 12)
   call('HSET', P .. 'lane', cid, lane)
-  if call('HINCRBY', P .. 'lanes', lane, 1) == 1 then
+  if call('HINCRBY', P .. 'lanes', lane, '1') == 1 then
     for a = 1, #set, 1000 do call('SADD', P .. 'lp:' .. lane, unpack(set, a, math.min(a + 999, #set))) end
     for _, q in ipairs(set) do call('SADD', P .. 'pl:' .. q, lane) end
   end
@@ -328,7 +328,7 @@ end
 -- Takes the class out of its lane until its scope has room.
 local function park(cid, scope, til)
   local lane = call('HGET', P .. 'lane', cid)
-  local t = call('ZRANGE', P .. 'c:' .. cid, 0, 0, 'WITHSCORES')
+  local t = call('ZRANGE', P .. 'c:' .. cid, '0', '0', 'WITHSCORES')
   local was = call('HGET', P .. 'pb', cid)
   if was then call('ZREM', P .. 'pk:' .. was, cid) end
   call('HSET', P .. 'pb', cid, scope)
@@ -383,7 +383,7 @@ local function open_account(account, now, most)
   local room, til = account_room(account, now)
   local n = math.min(room, most)
   while n > 0 do
-    local inc = call('ZRANGE', waiting, 0, 0)[1]
+    local inc = call('ZRANGE', waiting, '0', '0')[1]
     if not inc then break end
     call('ZREM', waiting, inc)
     if send(inc, 'w ' .. inc) then n = n - 1 end
@@ -447,7 +447,7 @@ end
 local function unpark(scope, now)
   if sub(scope, 1, 8) == 'account:' then return open_account(sub(scope, 9), now, UNPARK) end
   local room, til = room_of(scope, now)
-  local parked = room > 0 and call('ZRANGE', P .. 'pk:' .. scope, 0, UNPARK - 1) or {}
+  local parked = room > 0 and call('ZRANGE', P .. 'pk:' .. scope, '0', UNPARK - 1) or {}
   for _, cid in ipairs(parked) do
     call('ZREM', P .. 'pk:' .. scope, cid)
     call('HDEL', P .. 'pb', cid)
@@ -482,7 +482,7 @@ end
 
 local function header(id)
   -- Its beginning, never the payload.
-  return match(call('GETRANGE', P .. 'j:' .. id, 0, 127), '^(%S+) (%S+) (%S+) (%S+) (%S+) ')
+  return match(call('GETRANGE', P .. 'j:' .. id, '0', '127'), '^(%S+) (%S+) (%S+) (%S+) (%S+) ')
 end
 
 local function class_of(id, base) return call('HGET', P .. 'm:' .. id, 'c') or base end
@@ -572,7 +572,7 @@ local function make_pending(id, cid, score)
 end
 
 local function delay(id, due)
-  local head = call('ZRANGE', P .. 'd', 0, 0, 'WITHSCORES')
+  local head = call('ZRANGE', P .. 'd', '0', '0', 'WITHSCORES')
   call('ZADD', P .. 'd', num(due), id)
   if not head[1] or tonumber(head[2]) > due then call('PUBLISH', P .. 'due', num(due)) end
 end
@@ -601,11 +601,15 @@ local function undelay(ids)
   for cid, jobs in pairs(of) do put(cid, jobs, some_idle) end
 end
 
+-- Whether anything at all waits for a time.
+local function some_later() return call('EXISTS', P .. 'd', P .. 'av', P .. 'ut') > 0 end
+
 local function promote(now, most)
-  local due = call('ZRANGEBYSCORE', P .. 'd', '-inf', num(now), 'LIMIT', 0, most)
+  if not some_later() then return end
+  local due = call('ZRANGEBYSCORE', P .. 'd', '-inf', num(now), 'LIMIT', '0', most)
   if #due > 0 then undelay(due) end
   -- Others had their time with these: whoever failed them may have them again.
-  for _, id in ipairs(call('ZRANGEBYSCORE', P .. 'av', '-inf', num(now), 'LIMIT', 0, BATCH)) do
+  for _, id in ipairs(call('ZRANGEBYSCORE', P .. 'av', '-inf', num(now), 'LIMIT', '0', BATCH)) do
     local score, base = header(id)
     local current = call('HGET', P .. 'm:' .. id, 'c')
     local waits = current and call('ZREM', P .. 'c:' .. current, id) == 1
@@ -620,13 +624,14 @@ local function promote(now, most)
     end
     comes_back(id, base, now)
   end
-  for _, scope in ipairs(call('ZRANGEBYSCORE', P .. 'ut', '-inf', num(now), 'LIMIT', 0, 10)) do unpark(scope, now) end
+  for _, scope in ipairs(call('ZRANGEBYSCORE', P .. 'ut', '-inf', num(now), 'LIMIT', '0', '10')) do unpark(scope, now) end
 end
 
 local function next_due()
+  if not some_later() then return '' end
   local first
   for _, key in ipairs({ 'd', 'ut', 'av' }) do
-    local t = call('ZRANGE', P .. key, 0, 0, 'WITHSCORES')[2]
+    local t = call('ZRANGE', P .. key, '0', '0', 'WITHSCORES')[2]
     if t and (not first or tonumber(t) < tonumber(first)) then first = t end
   end
   return first or ''
@@ -683,7 +688,7 @@ local function assign(job, now)
   if others then promote(now, CLAIM_DUE) end
   local lane = call('HGET', P .. 'lane', cid)
   local pid = lane and call('SINTER', P .. 'lp:' .. lane, P .. 'zp')[1]
-  local inc = pid and call('ZRANGE', P .. 'z:' .. pid, 0, 0)[1]
+  local inc = pid and call('ZRANGE', P .. 'z:' .. pid, '0', '0')[1]
   local info = inc and call('HGET', P .. 'I', inc)
   local worker, profile, channel = match(info or '', '^(%S+) (%S+) (%S+:a)$')
   if not channel or tonumber(call('ZSCORE', P .. 'W', inc) or 0) <= now then return false end
@@ -880,7 +885,7 @@ function F.inbox_refuse(a)
   if not is_entry(0, a[1]) then return 0 end
   call('LPOP', P .. 'inbox')
   call('RPUSH', P .. 'refused', a[2])
-  call('LTRIM', P .. 'refused', -1000, -1)
+  call('LTRIM', P .. 'refused', '-1000', '-1')
   return 1
 end
 
@@ -891,7 +896,7 @@ function F.add_class(a)
   call('HSET', P .. 'cls', cid, a[2])
   call('HSET', P .. 'cs', cid, a[3])
   if not call('HGET', P .. 'cn', cid) then
-    call('HSET', P .. 'cn', cid, 0)
+    call('HSET', P .. 'cn', cid, '0')
     call('ZADD', P .. 'cz', num(now_ms()), cid)
   end
   local changed = false
@@ -911,14 +916,14 @@ function F.register(a)
   local personal = 'w:' .. worker
   call('HSET', P .. 'I', inc, info)
   if not was then
-    call('HINCRBY', P .. 'pn', pid, 1)
+    call('HINCRBY', P .. 'pn', pid, '1')
     account_used(account, 1, now)
   end
   if was and was ~= info then
     local old = match(was, '^%S+ (%S+)')
     if old ~= pid then
-      call('HINCRBY', P .. 'pn', pid, 1)
-      if call('HINCRBY', P .. 'pn', old, -1) <= 0 then call('ZADD', P .. 'pz', num(now), old) end
+      call('HINCRBY', P .. 'pn', pid, '1')
+      if call('HINCRBY', P .. 'pn', old, '-1') <= 0 then call('ZADD', P .. 'pz', num(now), old) end
       call('ZREM', P .. 'z:' .. old, inc)
     end
     local before = account_of(was)
@@ -974,7 +979,7 @@ function F.forget(a)
   local account = account_of(info)
   if account then leave_account(account, inc, now) end
   account_used(account, -1, now)
-  if call('HINCRBY', P .. 'pn', pid, -1) <= 0 then
+  if call('HINCRBY', P .. 'pn', pid, '-1') <= 0 then
     call('HDEL', P .. 'pn', pid)
     call('ZADD', P .. 'pz', num(now), pid)
   end
@@ -998,14 +1003,14 @@ local function take_from(lane, score, n, ids, of, within)
   local each = math.floor(64 / many)
   local cids, scores = {}, {}
   if each > 1 then
-    local heads = call('ZRANGE', lk, 0, many - 1, 'WITHSCORES')
+    local heads = call('ZRANGE', lk, '0', many - 1, 'WITHSCORES')
     for i = 1, many do cids[i], scores[i] = heads[2 * i - 1], tonumber(heads[2 * i]) end
   else
     -- Of each class one, with which its score is read: scores are slow to print and to read.
-    cids = call('ZRANGE', lk, 0, many - 1)
+    cids = call('ZRANGE', lk, '0', many - 1)
   end
   -- Of another lane, which may have its head at the same place: customers share places.
-  local following = call('ZRANGEBYSCORE', P .. 'H', num(score), '+inf', 'WITHSCORES', 'LIMIT', 0, 2)
+  local following = call('ZRANGEBYSCORE', P .. 'H', num(score), '+inf', 'WITHSCORES', 'LIMIT', '0', '2')
   local limit = tonumber(following[following[1] == lane and 4 or 2] or math.huge)
   local within_of = call('HMGET', P .. 'cs', unpack(cids))
   local news, empty, taken = {}, {}, 0
@@ -1126,7 +1131,7 @@ function F.claim(a)
     local cid, first, waits
     -- A class whose model is loaded may go first, within the slack.
     for i = 5, #a do
-      local h = call('ZRANGE', P .. 'c:' .. a[i], 0, 0, 'WITHSCORES')
+      local h = call('ZRANGE', P .. 'c:' .. a[i], '0', '0', 'WITHSCORES')
       local parked = h[1] and call('HGET', P .. 'pb', a[i])
       if h[1] and (not parked or sub(parked, 1, 9) == 'affinity:') then
         local s = tonumber(h[2])
@@ -1142,7 +1147,7 @@ function F.claim(a)
     if not cid and not limited and not waits then
       taken, cid = take_from(lane, score, n, ids, of, within)
     elseif not cid then
-      cid = call('ZRANGE', P .. 'l:' .. lane, 0, 0)[1]
+      cid = call('ZRANGE', P .. 'l:' .. lane, '0', '0')[1]
     end
     if cid then
       -- One class with all there is to ask about it; one job, so that nothing goes before its turn.
@@ -1160,13 +1165,13 @@ function F.claim(a)
       end
       if not blocked and not warm[cid] then
         local model, patience = match(scopes, 'affinity:(%S+):(%d+)$')
-        if model and call('ZRANGEBYSCORE', P .. 'wm:' .. model, num(now), '+inf', 'LIMIT', 0, 1)[1] then
-          local head = call('ZRANGE', P .. 'c:' .. cid, 0, 0)[1]
+        if model and call('ZRANGEBYSCORE', P .. 'wm:' .. model, num(now), '+inf', 'LIMIT', '0', '1')[1] then
+          local head = call('ZRANGE', P .. 'c:' .. cid, '0', '0')[1]
           local _, _, _, submitted = header(head)
           local til = tonumber(submitted or '0', 36) + tonumber(patience)
           if til > now then
             park(cid, 'affinity:' .. model, til)
-            for _, who in ipairs(call('ZRANGEBYSCORE', P .. 'wm:' .. model, num(now), '+inf', 'LIMIT', 0, 4)) do
+            for _, who in ipairs(call('ZRANGEBYSCORE', P .. 'wm:' .. model, num(now), '+inf', 'LIMIT', '0', '4')) do
               send(who, 'w ' .. who)
             end
             blocked = true
@@ -1180,7 +1185,7 @@ function F.claim(a)
           break
         end
       else
-        local id = call('ZRANGE', P .. 'c:' .. cid, 0, 0)[1]
+        local id = call('ZRANGE', P .. 'c:' .. cid, '0', '0')[1]
         call('ZREM', P .. 'c:' .. cid, id)
         class_fix(cid)
         if limited then
@@ -1402,7 +1407,7 @@ function F.move(a)
     if a[i + 1] == '' then
       call('HDEL', mk, a[i])
     elseif a[i + 1] == '+1' then
-      call('HINCRBY', mk, a[i], 1)
+      call('HINCRBY', mk, a[i], '1')
     else
       call('HSET', mk, a[i], a[i + 1])
     end
@@ -1472,7 +1477,7 @@ function F.cancel(a)
   local id = a[1]
   local st, run = state_of(id)
   if st ~= 'r' then return st or 'UNKNOWN' end
-  if call('HSET', P .. 'm:' .. id, 'x', 1) == 1 then event(id, now_ms(), 'cancelling', 'null', run) end
+  if call('HSET', P .. 'm:' .. id, 'x', '1') == 1 then event(id, now_ms(), 'cancelling', 'null', run) end
   send(match(run, '^%S+ %S+ (%S+)'), 'c ' .. id)
   return 'r'
 end
@@ -1521,7 +1526,7 @@ function F.heartbeat(a)
       for n = 1, loaded do
         local wm = P .. 'wm:' .. a[i + 1 + n]
         call('ZADD', wm, num(now + lease), inc)
-        local gone = call('ZRANGEBYSCORE', wm, '-inf', num(now - 1), 'LIMIT', 0, BATCH)
+        local gone = call('ZRANGEBYSCORE', wm, '-inf', num(now - 1), 'LIMIT', '0', BATCH)
         if #gone > 0 then call('ZREM', wm, unpack(gone)) end
       end
     end
@@ -1554,7 +1559,7 @@ function F.heartbeat(a)
     -- Claims whose answer never arrived.
     local extra = {}
     if there and call('SCARD', P .. 'i:' .. inc) > held - #lost then
-      for _, id in ipairs(call('SRANDMEMBER', P .. 'i:' .. inc, 100)) do
+      for _, id in ipairs(call('SRANDMEMBER', P .. 'i:' .. inc, '100')) do
         local run = not known[id] and call('HGET', P .. 'R', id)
         if run then
           local fence, claimed = match(run, '^(%S+) (%S+)')
@@ -1574,23 +1579,23 @@ end
 function F.todo()
   local now = now_ms()
   promote(now, DUE)
-  for _, id in ipairs(call('ZRANGEBYSCORE', P .. 'wt', '-inf', num(now), 'LIMIT', 0, BATCH)) do call('ZREM', P .. 'wt', id) end
+  for _, id in ipairs(call('ZRANGEBYSCORE', P .. 'wt', '-inf', num(now), 'LIMIT', '0', BATCH)) do call('ZREM', P .. 'wt', id) end
   -- Workers that sleep although their lane has work: a wake-up went to one that died.
-  local heads = call('ZRANGE', P .. 'H', 0, 15)
+  local heads = call('ZRANGE', P .. 'H', '0', '15')
   if call('SCARD', P .. 'zp') > 0 then for _, lane in ipairs(heads) do wake(lane, 1) end end
   -- And those that wait for an account.
-  for _, account in ipairs(call('SRANDMEMBER', P .. 'ha', 16)) do open_account(account, now, 1) end
-  for _, account in ipairs(call('SRANDMEMBER', P .. 'aa', 2)) do forget_account(account, now) end
-  local lease = call('ZRANGE', P .. 'W', 0, 0, 'WITHSCORES')
+  for _, account in ipairs(call('SRANDMEMBER', P .. 'ha', '16')) do open_account(account, now, 1) end
+  for _, account in ipairs(call('SRANDMEMBER', P .. 'aa', '2')) do forget_account(account, now) end
+  local lease = call('ZRANGE', P .. 'W', '0', '0', 'WITHSCORES')
   return {
     num(now),
     next_due(),
     lease[2] or '',
-    call('ZRANGEBYSCORE', P .. 'W', '-inf', num(now), 'LIMIT', 0, 16),
-    call('ZRANGEBYSCORE', P .. 'r', '-inf', num(now - GRACE), 'LIMIT', 0, BATCH),
+    call('ZRANGEBYSCORE', P .. 'W', '-inf', num(now), 'LIMIT', '0', '16'),
+    call('ZRANGEBYSCORE', P .. 'r', '-inf', num(now - GRACE), 'LIMIT', '0', BATCH),
     call('LLEN', P .. 'sl'),
-    call('ZRANGEBYSCORE', P .. 'o', '-inf', num(now), 'LIMIT', 0, 1)[1] and 1 or 0,
-    call('ZRANGE', P .. 'sc', 0, 0, 'WITHSCORES')[2] or '',
+    call('ZRANGEBYSCORE', P .. 'o', '-inf', num(now), 'LIMIT', '0', '1')[1] and 1 or 0,
+    call('ZRANGE', P .. 'sc', '0', '0', 'WITHSCORES')[2] or '',
     call('LLEN', P .. 'inbox'),
     call('LLEN', P .. 'bg'),
     reads.stats(),
@@ -1612,7 +1617,7 @@ end
 -- Tells the dependents of the oldest finished job; answers with how many such jobs are left.
 function F.settle()
   local now = now_ms()
-  local id = call('LINDEX', P .. 'sl', 0)
+  local id = call('LINDEX', P .. 'sl', '0')
   if not id then return 0 end
   local st = fixed_state(id)
   if not st or not find('cfx', st, 1, true) then
@@ -1625,7 +1630,7 @@ function F.settle()
     local mk = P .. 'm:' .. dep
     local m = call('HMGET', mk, 'st', 'dp', 'due', 'need')
     -- Counted also for one that is over: it may be tried again before all of them have ended.
-    local need = m[4] and call('HINCRBY', mk, 'need', -1) or 0
+    local need = m[4] and call('HINCRBY', mk, 'need', '-1') or 0
     if m[4] and need <= 0 then call('HDEL', mk, 'need') end
     if m[1] == 'b' then
       local score, base, _, _, flags = header(dep)
@@ -1688,7 +1693,7 @@ end
 -- The oldest completed jobs that are kept no longer; takes their entries out of fc, and those that mean nothing any more.
 local function outlived(before, max)
   local excess = call('HLEN', P .. 'C') - max
-  local ids = call('LRANGE', P .. 'fc', 0, BATCH - 1)
+  local ids = call('LRANGE', P .. 'fc', '0', BATCH - 1)
   if #ids == 0 then return {}, 0 end
   local left = tonumber(call('GET', P .. 'fp') or 0)
   local old, n = {}, 0
@@ -1722,15 +1727,15 @@ function F.retain(a)
   for _, st in ipairs({ 'x', 'f' }) do
     local fk = P .. 'f:' .. st
     local before = now - tonumber(st == 'f' and a[2] or a[1])
-    local gone = without_waited_for(call('ZRANGEBYSCORE', fk, '-inf', num(before), 'LIMIT', 0, BATCH))
+    local gone = without_waited_for(call('ZRANGEBYSCORE', fk, '-inf', num(before), 'LIMIT', '0', BATCH))
     local excess = call('ZCARD', fk) - tonumber(a[3])
-    if #gone == 0 and excess > 0 then gone = without_waited_for(call('ZRANGE', fk, 0, math.min(excess, BATCH) - 1)) end
+    if #gone == 0 and excess > 0 then gone = without_waited_for(call('ZRANGE', fk, '0', math.min(excess, BATCH) - 1)) end
     drop(gone, st, now)
     n = n + #gone
   end
   -- Classes and profiles that nobody has used for an hour, places of workflows after a week, and old tags.
   local hour = num(now - 3600000)
-  for _, cid in ipairs(call('ZRANGEBYSCORE', P .. 'cz', '-inf', hour, 'LIMIT', 0, 4)) do
+  for _, cid in ipairs(call('ZRANGEBYSCORE', P .. 'cz', '-inf', hour, 'LIMIT', '0', '4')) do
     call('ZREM', P .. 'cz', cid)
     n = n + 1
     if tonumber(call('HGET', P .. 'cn', cid) or 0) <= 0 then
@@ -1740,7 +1745,7 @@ function F.retain(a)
       for _, h in ipairs({ 'cls', 'cs', 'cn' }) do call('HDEL', P .. h, cid) end
     end
   end
-  for _, pid in ipairs(call('ZRANGEBYSCORE', P .. 'pz', '-inf', hour, 'LIMIT', 0, 1)) do
+  for _, pid in ipairs(call('ZRANGEBYSCORE', P .. 'pz', '-inf', hour, 'LIMIT', '0', '1')) do
     n = n + 1
     -- From the first step on it is not complete: whoever registers with it meanwhile subscribes to all again.
     call('SREM', P .. 'pd', pid)
@@ -1754,13 +1759,13 @@ function F.retain(a)
       call('INCR', P .. 'ep')
     end
   end
-  for _, flow in ipairs(call('ZRANGEBYSCORE', P .. 'wfz', '-inf', num(now - 604800000), 'LIMIT', 0, BATCH)) do
+  for _, flow in ipairs(call('ZRANGEBYSCORE', P .. 'wfz', '-inf', num(now - 604800000), 'LIMIT', '0', BATCH)) do
     call('ZREM', P .. 'wfz', flow)
     call('HDEL', P .. 'wf', flow)
   end
   local vt = call('HGETALL', P .. 'vt')
   for i = 1, math.min(#vt, 20), 2 do
-    local old = call('ZRANGEBYSCORE', P .. 'ft:' .. vt[i], '-inf', vt[i + 1], 'LIMIT', 0, BATCH)
+    local old = call('ZRANGEBYSCORE', P .. 'ft:' .. vt[i], '-inf', vt[i + 1], 'LIMIT', '0', BATCH)
     if #old > 0 then call('ZREM', P .. 'ft:' .. vt[i], unpack(old)) end
   end
   return n
@@ -1768,7 +1773,7 @@ end
 
 -- n id: the first n of the list of garbage were deleted, of which this is the first
 function F.collected(a)
-  local first = call('LINDEX', P .. 'bg', 0)
+  local first = call('LINDEX', P .. 'bg', '0')
   if not first or match(first, '^%S+') ~= a[2] then return 0 end
   for _ = 1, tonumber(a[1]) do call('LPOP', P .. 'bg') end
   return 1
@@ -1826,7 +1831,7 @@ end
 -- Hands out webhooks that are due, each for a minute.
 function F.outbox(a)
   local now = now_ms()
-  local due = call('ZRANGEBYSCORE', P .. 'o', '-inf', num(now), 'LIMIT', 0, 20)
+  local due = call('ZRANGEBYSCORE', P .. 'o', '-inf', num(now), 'LIMIT', '0', '20')
   for _, id in ipairs(due) do call('ZADD', P .. 'o', num(now + 60000), id) end
   return due
 end
@@ -1860,7 +1865,7 @@ end
 function F.announce(a)
   local now = now_ms()
   local id, til = a[1], now + tonumber(a[2])
-  local gone = call('ZRANGEBYSCORE', P .. 'ms', '-inf', num(now - REMEMBERED), 'LIMIT', 0, BATCH)
+  local gone = call('ZRANGEBYSCORE', P .. 'ms', '-inf', num(now - REMEMBERED), 'LIMIT', '0', BATCH)
   if #gone > 0 then
     call('ZREM', P .. 'ms', unpack(gone))
     call('HDEL', P .. 'mw', unpack(gone))
@@ -1924,7 +1929,7 @@ end
 -- The jobs that run, holder by holder.
 local function list_running(offset, count)
   local out = {}
-  for _, inc in ipairs(call('ZRANGE', P .. 'W', 0, 999)) do
+  for _, inc in ipairs(call('ZRANGE', P .. 'W', '0', '999')) do
     local n = call('SCARD', P .. 'i:' .. inc)
     if offset >= n then
       offset = offset - n
@@ -1977,7 +1982,7 @@ end
 -- classes...: the score of the first waiting job of each, "" where none waits
 function reads.heads(a)
   local out = {}
-  for i = 1, #a do out[i] = call('ZRANGE', P .. 'c:' .. a[i], 0, 0, 'WITHSCORES')[2] or '' end
+  for i = 1, #a do out[i] = call('ZRANGE', P .. 'c:' .. a[i], '0', '0', 'WITHSCORES')[2] or '' end
   return out
 end
 
@@ -1985,7 +1990,7 @@ end
 function reads.pending(a)
   local out = {}
   for i = 3, #a do
-    local found = call('ZRANGEBYSCORE', P .. 'c:' .. a[i], '-inf', a[2], 'WITHSCORES', 'LIMIT', 0, tonumber(a[1]))
+    local found = call('ZRANGEBYSCORE', P .. 'c:' .. a[i], '-inf', a[2], 'WITHSCORES', 'LIMIT', '0', tonumber(a[1]))
     for _, word in ipairs(found) do out[#out + 1] = word end
   end
   return out
@@ -2023,9 +2028,9 @@ end
 
 function reads.stats()
   local oldest = ''
-  for _, lane in ipairs(call('ZRANGE', P .. 'H', 0, 31)) do
-    local cid = call('ZRANGE', P .. 'l:' .. lane, 0, 0)[1]
-    local id = cid and call('ZRANGE', P .. 'c:' .. cid, 0, 0)[1]
+  for _, lane in ipairs(call('ZRANGE', P .. 'H', '0', '31')) do
+    local cid = call('ZRANGE', P .. 'l:' .. lane, '0', '0')[1]
+    local id = cid and call('ZRANGE', P .. 'c:' .. cid, '0', '0')[1]
     local _, _, _, at = header(id or '')
     if at and (oldest == '' or tonumber(at, 36) < oldest) then oldest = tonumber(at, 36) end
   end
@@ -2041,7 +2046,7 @@ end
 local function oldest_of(cid, n)
   local least, from = math.huge, '-inf'
   for _ = 1, math.min(n, 8) do
-    local t = call('ZRANGEBYSCORE', P .. 'c:' .. cid, from, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
+    local t = call('ZRANGEBYSCORE', P .. 'c:' .. cid, from, '+inf', 'WITHSCORES', 'LIMIT', '0', '1')
     if not t[1] then break end
     local _, _, _, at = header(t[1])
     if at then least = math.min(least, tonumber(at, 36)) end
@@ -2077,7 +2082,7 @@ end
 -- model: workers that have it loaded, some of them
 function reads.loaded(a)
   local out = {}
-  for _, inc in ipairs(call('ZRANGEBYSCORE', P .. 'wm:' .. a[1], num(now_ms()), '+inf', 'LIMIT', 0, 16)) do
+  for _, inc in ipairs(call('ZRANGEBYSCORE', P .. 'wm:' .. a[1], num(now_ms()), '+inf', 'LIMIT', '0', '16')) do
     local info = call('HGET', P .. 'I', inc)
     if info then out[#out + 1] = match(info, '^%S+') end
   end
@@ -2089,12 +2094,12 @@ function reads.epoch() return call('GET', P .. 'ep') or '0' end
 
 function reads.held_by(a) return call('HGET', P .. 'pb', a[1]) end
 
-function reads.held(a) return call('SRANDMEMBER', P .. 'i:' .. a[1], 100) end
+function reads.held(a) return call('SRANDMEMBER', P .. 'i:' .. a[1], '100') end
 
 -- Jobs that are gone, and since when, whose blobs are to be deleted.
 function reads.garbage()
   local out = {}
-  for _, entry in ipairs(call('LRANGE', P .. 'bg', 0, BATCH - 1)) do
+  for _, entry in ipairs(call('LRANGE', P .. 'bg', '0', BATCH - 1)) do
     out[#out + 1], out[#out + 2] = match(entry, '^(%S+) (%S+)$')
   end
   return out
@@ -2135,7 +2140,7 @@ end
 
 function reads.schedules()
   local out = {}
-  for _, name in ipairs(call('ZRANGE', P .. 'sc', 0, 999)) do
+  for _, name in ipairs(call('ZRANGE', P .. 'sc', '0', '999')) do
     out[#out + 1] = { name, num(tonumber(call('ZSCORE', P .. 'sc', name))), call('HGET', P .. 'sj', name) or '' }
   end
   return out
@@ -2229,14 +2234,14 @@ function F.audit_classes(a)
   local repair, problems = a[1] == '1', {}
   for i = 2, #a do
     local cid = a[i]
-    local t = call('ZRANGE', P .. 'c:' .. cid, 0, 0, 'WITHSCORES')
+    local t = call('ZRANGE', P .. 'c:' .. cid, '0', '0', 'WITHSCORES')
     local lane, scope = call('HGET', P .. 'lane', cid), call('HGET', P .. 'pb', cid)
     local seen
     if scope then
       seen = call('ZSCORE', P .. 'pk:' .. scope, cid)
     elseif lane then
       seen = call('ZSCORE', P .. 'l:' .. lane, cid)
-      local head = call('ZRANGE', P .. 'l:' .. lane, 0, 0, 'WITHSCORES')[2]
+      local head = call('ZRANGE', P .. 'l:' .. lane, '0', '0', 'WITHSCORES')[2]
       if (head or false) ~= call('ZSCORE', P .. 'H', lane) then
         problems[#problems + 1] = 'lane ' .. lane .. ' is not where its head says'
         if repair then lane_fix(lane) end

@@ -106,7 +106,7 @@ impl Simulation {
     pub(super) fn few_due(&self) {
         let due = |job: &&super::model::Job| matches!(job.state, State::Delayed(due) if due <= self.model.now);
         let due = self.model.jobs.values().filter(due).count();
-        for _ in 3..due {
+        for _ in 2..due {
             self.words("promote", &[]);
         }
     }
