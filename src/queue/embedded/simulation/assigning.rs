@@ -47,6 +47,7 @@ impl Simulation {
         let holds = |worker: &usize| self.model.workers[*worker].incarnation.as_deref() == Some(incarnation);
         let worker = *idle.iter().find(|worker| holds(worker)).unwrap_or_else(|| panic!("{incarnation} is not idle"));
         assert_eq!(self.model.workers[worker].account, None);
+        assert!(self.model.workers[worker].lease > self.model.now, "{incarnation} may be gone");
         assert!(!self.is_idle(worker), "{incarnation} got a job and counts as idle");
         let kept = self.functions.data.borrow().text(&format!("j:{id}")).map(ToString::to_string);
         assert_eq!(Some(record), kept.as_deref());

@@ -34,7 +34,7 @@ pub(super) const KINDS: [Kind; 10] = [
     Kind { patience: Some(1_500), ..kind("s1", "", 0b000) },
     Kind { patience: Some(400), pool: Some("p"), ..kind("s2", "a", 0b010) },
     Kind { pinned: Some(0), ..kind("s2", "a", 0b000) },
-    Kind { pinned: Some(1), ..kind("s0", "b c", 0b000) },
+    Kind { pinned: Some(3), ..kind("s0", "b c", 0b000) },
     // Nobody ever can.
     kind("s0", "b c", 0b1000),
 ];
