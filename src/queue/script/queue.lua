@@ -1123,7 +1123,7 @@ function F.claim(a)
   local limited = call('HLEN', P .. 'lim') > 0
   local warm = {}
   for i = 5, #a do warm[a[i]] = true end
-  local ids, of, within, turns, parks, again = {}, {}, {}, {}, 0, 0
+  local ids, of, within, turns, vain, again = {}, {}, {}, {}, 0, 0
   while n > 0 do
     local lane, score = best(pid)
     local other, other_score = best(personal)
@@ -1178,13 +1178,7 @@ function F.claim(a)
           end
         end
       end
-      if blocked then
-        parks = parks + 1
-        if parks >= 32 then
-          again = 1
-          break
-        end
-      else
+      if not blocked then
         local id = call('ZRANGE', P .. 'c:' .. cid, '0', '0')[1]
         call('ZREM', P .. 'c:' .. cid, id)
         class_fix(cid)
@@ -1199,7 +1193,16 @@ function F.claim(a)
       end
     end
     n = n - taken
-    if taken > 0 then turns[#turns + 1] = #ids end
+    if taken > 0 then
+      turns[#turns + 1] = #ids
+    else
+      -- A class was parked, or what named no job any more was mended.
+      vain = vain + 1
+      if vain >= 32 then
+        again = 1
+        break
+      end
+    end
   end
   local out, fence, on_trial = {}, 0, ''
   if #ids > 0 then
@@ -1259,7 +1262,7 @@ function F.claim(a)
     call('ZADD', P .. 'z:' .. personal, num(now), inc)
     call('SADD', P .. 'zp', pid, personal)
     again = 2
-  elseif #ids > 0 and call('SCARD', P .. 'zp') > 0 then
+  elseif #ids > 0 and idle() then
     -- One wake-up leads to the next while there is work.
     wake((best(pid)), 1)
   end
@@ -1582,7 +1585,7 @@ function F.todo()
   for _, id in ipairs(call('ZRANGEBYSCORE', P .. 'wt', '-inf', num(now), 'LIMIT', '0', BATCH)) do call('ZREM', P .. 'wt', id) end
   -- Workers that sleep although their lane has work: a wake-up went to one that died.
   local heads = call('ZRANGE', P .. 'H', '0', '15')
-  if call('SCARD', P .. 'zp') > 0 then for _, lane in ipairs(heads) do wake(lane, 1) end end
+  if idle() then for _, lane in ipairs(heads) do wake(lane, 1) end end
   -- And those that wait for an account.
   for _, account in ipairs(call('SRANDMEMBER', P .. 'ha', '16')) do open_account(account, now, 1) end
   for _, account in ipairs(call('SRANDMEMBER', P .. 'aa', '2')) do forget_account(account, now) end
