@@ -13,9 +13,9 @@ use async_trait::async_trait;
 use machinist::base::{Name, Seconds, Timestamp};
 use machinist::host::BlobStore;
 use machinist::queue::{
-    AccountStatus, Broker, BrokerError, Claim, ClaimRequest, Failure, FailureClass, HoldRequest, Job, JobFilter, JobId,
-    JobSchedule, JobState, Limit, Presence, QueueConfig, Registration, Scope, Submission, Token, Usage, WebhookSender,
-    Word, connect_redis, open_embedded,
+    AccountStatus, Broker, BrokerError, Claim, ClaimRequest, Failure, FailureClass, HoldRequest, Job, JobEvent,
+    JobFilter, JobId, JobSchedule, JobState, Limit, Presence, QueueConfig, Registration, Scope, Submission, Token,
+    Usage, WebhookSender, Word, connect_redis, open_embedded,
 };
 use machinist::spec::{Capabilities, LabelTest};
 use machinist::telemetry::{EventLog, Traces};
@@ -230,7 +230,7 @@ impl Queue {
     }
 
     async fn claim(&self, registration: &Registration) -> Option<Claim> {
-        let request = ClaimRequest { registration: registration.clone(), limit: 1, loaded: BTreeSet::new() };
+        let request = up_to(registration, 1);
         self.broker.claim(&request).await.unwrap().pop()
     }
 
@@ -255,6 +255,19 @@ impl Queue {
         }
     }
 
+    /// Page by page.
+    async fn all_events(&self, id: &JobId) -> Vec<JobEvent> {
+        let mut all: Vec<JobEvent> = Vec::new();
+        loop {
+            let after = all.last().map_or(0, |event| event.seq);
+            let page = self.broker.events(id, after).await.unwrap();
+            if page.is_empty() {
+                return all;
+            }
+            all.extend(page);
+        }
+    }
+
     async fn state(&self, id: &JobId) -> JobState {
         self.broker.get(id).await.unwrap().state
     }
@@ -268,7 +281,7 @@ async fn jobs_are_claimed_by_priority_and_in_order_inside_one(backend: Backend) 
         expected.push((-priority, n, queue.submit(json!({ "priority": priority })).await));
     }
     expected.sort();
-    let request = ClaimRequest { registration: worker.clone(), limit: 3, loaded: BTreeSet::new() };
+    let request = up_to(&worker, 3);
     let mut claimed: Vec<JobId> = Vec::new();
     loop {
         let claims = queue.broker.claim(&request).await.unwrap();
@@ -532,7 +545,7 @@ async fn an_assignment_that_is_lost_on_its_way_comes_with_the_next_claim() {
     let far = connect_redis(url.parse().unwrap(), "test", config());
     let worker = assignable("w");
     far.register(&worker, &capabilities("w", json!({}))).await.unwrap();
-    let request = ClaimRequest { registration: worker.clone(), limit: 5, loaded: BTreeSet::new() };
+    let request = up_to(&worker, 5);
     for round in 0..3 {
         assert_eq!(far.claim(&request).await.unwrap().len(), 0, "round {round}");
         proxy.stall(Duration::from_secs(30));
@@ -600,7 +613,7 @@ async fn who_claims_all_there_is_need_not_ask_again(backend: Backend) {
         queue.submit(json!({})).await;
     }
     let claim = async |limit| {
-        let request = ClaimRequest { registration: worker.clone(), limit, loaded: BTreeSet::new() };
+        let request = up_to(&worker, limit);
         queue.broker.claim(&request).await.unwrap().len()
     };
     assert!(!queue.broker.is_idle(&worker), "it has not claimed yet");
@@ -761,7 +774,7 @@ async fn claims_of_many_jobs_are_the_best_of_many_classes(backend: Backend) {
         pending.extend(orders.into_iter().zip(submitted).map(|((key, need, _), job)| (key, (job.id, need))));
         let (registration, known) = &workers[random.random_range(0..2)];
         let limit = random.random_range(1..=64);
-        let request = ClaimRequest { registration: registration.clone(), limit, loaded: BTreeSet::new() };
+        let request = up_to(registration, limit);
         let claims = queue.broker.claim(&request).await.unwrap();
         let fit = pending.iter().filter(|(_, (_, need))| need < known).take(limit as usize);
         let best: Vec<_> = fit.map(|(key, (id, _))| (*key, id.clone())).collect();
@@ -986,14 +999,7 @@ async fn events_are_ordered_bounded_and_followed(backend: Backend) {
     queue.broker.complete(&token, json!(1)).await.unwrap();
     let last = tokio::time::timeout(Duration::from_secs(10), follower).await.unwrap().unwrap();
     assert_eq!(last, 1_009, "submitted, claimed, 1,005 lines, partial, completed");
-    let mut seen = Vec::new();
-    let mut after = 0;
-    loop {
-        let page = queue.broker.events(&id, after).await.unwrap();
-        let Some(end) = page.last() else { break };
-        after = end.seq;
-        seen.extend(page.into_iter().map(|event| event.seq));
-    }
+    let seen: Vec<_> = queue.all_events(&id).await.into_iter().map(|event| event.seq).collect();
     assert!(seen.windows(2).all(|pair| pair[0] < pair[1]), "in order");
     assert!(seen.len() <= 1_001 && *seen.last().unwrap() == 1_009, "{} kept", seen.len());
 }
@@ -1154,15 +1160,8 @@ async fn many_jobs_of_almost_a_mebibyte_are_run_together(backend: Backend) {
         queue.broker.partial(&claims[0].token, json!(result)).await.unwrap();
         queue.broker.save(&claim.token, json!(result)).await.unwrap();
     }
-    let first = &claims[0].job.id;
-    let (mut after, mut parts) = (0, 0);
-    loop {
-        let events = queue.broker.events(first, after).await.unwrap();
-        let Some(last) = events.last() else { break };
-        after = last.seq;
-        parts += events.iter().filter(|event| event.kind == "partial").count();
-    }
-    assert_eq!(parts, 8);
+    let events = queue.all_events(&claims[0].job.id).await;
+    assert_eq!(events.iter().filter(|event| event.kind == "partial").count(), 8);
     let outcomes = claims.iter().map(|claim| queue.broker.complete(&claim.token, json!(result)));
     futures_util::future::try_join_all(outcomes).await.unwrap();
     let (mut cursor, mut seen) = (None, 0);
@@ -1206,15 +1205,11 @@ async fn parts_of_a_result_are_kept_within_bounds() {
     queue.start_worker(1, Arc::new(Talkative));
     let id = queue.submit(json!({})).await;
     wait_until_async(async || queue.state(&id).await == JobState::Completed).await;
-    let (mut kinds, mut logs, mut after) = (Vec::new(), Vec::new(), 0);
-    loop {
-        let events = queue.broker.events(&id, after).await.unwrap();
-        let Some(last) = events.last() else { break };
-        after = last.seq;
-        logs.extend(events.iter().filter(|event| event.kind == "log").map(|event| event.data["line"].to_string()));
-        kinds.extend(events.into_iter().map(|event| event.kind));
-    }
-    assert_eq!(kinds.iter().filter(|kind| *kind == "partial").count(), 17, "16 of a megabyte and the small one");
+    let events = queue.all_events(&id).await;
+    let logs: Vec<_> =
+        events.iter().filter(|event| event.kind == "log").map(|event| event.data["line"].to_string()).collect();
+    let parts = events.iter().filter(|event| event.kind == "partial").count();
+    assert_eq!(parts, 17, "16 of a megabyte and the small one");
     assert!(logs.len() == 1 && logs[0].contains("with 2000002 bytes is not kept"), "{logs:?}");
 }
 
@@ -1531,7 +1526,7 @@ async fn customers_at_the_same_place_go_before_the_next_place(backend: Backend) 
         queue.submit(json!({ "customer": "y", "payload": n, "requirement": { "models": ["a"] } })).await;
     }
     for turn in 0..3 {
-        let request = ClaimRequest { registration: big.clone(), limit: 2, loaded: BTreeSet::new() };
+        let request = up_to(&big, 2);
         let claims = queue.broker.claim(&request).await.unwrap();
         let customers: BTreeSet<_> =
             claims.iter().map(|claim| claim.job.submission.customer.clone().unwrap()).collect();
@@ -1904,7 +1899,7 @@ async fn a_failover_ends_with_claims_on_the_new_master() {
     queue.submit(json!({ "id": "last" })).await;
     sentinels.master.kill();
     let end = Instant::now() + Duration::from_secs(30);
-    let request = ClaimRequest { registration: worker.clone(), limit: 1, loaded: BTreeSet::new() };
+    let request = up_to(&worker, 1);
     let next = loop {
         match queue.broker.claim(&request).await {
             Ok(mut claims) => break claims.pop().unwrap(),
@@ -1931,7 +1926,7 @@ async fn a_claim_that_redis_has_forgotten_stays_with_its_holder() {
         broker.register(worker, &capabilities(&worker.worker, json!({}))).await.unwrap();
     }
     let claim = async |worker: &Registration| {
-        let request = ClaimRequest { registration: worker.clone(), limit: 1, loaded: BTreeSet::new() };
+        let request = up_to(worker, 1);
         broker.claim(&request).await
     };
     for id in ["kept", "lost", "limited"] {
@@ -2253,7 +2248,7 @@ async fn child_that_is_killed() {
         let id = format!("{life}-{n}");
         broker.submit(vec![job(json!({ "id": id }))]).await.unwrap();
         println!("PROMISED submitted {id}");
-        let request = ClaimRequest { registration: registration.clone(), limit: 1, loaded: BTreeSet::new() };
+        let request = up_to(&registration, 1);
         let claim = broker.claim(&request).await.unwrap().remove(0);
         if n % 3 != 0 {
             broker.complete(&claim.token, json!(life)).await.unwrap();
